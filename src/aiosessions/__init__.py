@@ -1,0 +1,40 @@
+"""Async session storage for proxies, gateways and services that run as several replicas."""
+
+from .codec import Codec, JsonCodec, MsgpackCodec
+from .errors import (
+    CorruptSession,
+    InvalidSession,
+    SessionConflict,
+    SessionError,
+    SessionExists,
+    SessionNotFound,
+    StorageClosed,
+    StorageUnavailable,
+)
+from .local import LocalStorage
+from .manager import SessionManager
+from .redis import RedisStorage
+from .session import Session, new_session_id
+from .storage import Clock, Storage, When
+
+__all__ = [
+    "Clock",
+    "Codec",
+    "CorruptSession",
+    "InvalidSession",
+    "JsonCodec",
+    "LocalStorage",
+    "MsgpackCodec",
+    "RedisStorage",
+    "Session",
+    "SessionConflict",
+    "SessionError",
+    "SessionExists",
+    "SessionManager",
+    "SessionNotFound",
+    "Storage",
+    "StorageClosed",
+    "StorageUnavailable",
+    "When",
+    "new_session_id",
+]

@@ -1,0 +1,106 @@
+"""The stored form: a header that needs no parsing, then the codec's payload.
+
+    offset  length  field
+    0       1       format version, "1"
+    1       16      revision: 96 random bits in URL-safe base64
+    17      15      deadline: `expires_at` in milliseconds since the epoch, zero-padded;
+                    "999999999999999" for none
+    32      ...     the codec's payload
+
+Everything in the header is ASCII at a fixed offset, so that a script on a server can compare a
+revision, or see that a session is past its deadline, with one GETRANGE. docs/stored-form.md has the
+story and the rules for changing it; golden files in the tests pin it.
+
+Invariant: a record is either read whole or refused. What is not a record, or claims a newer format,
+is `CorruptSession`, as is a session that is stored under another's id.
+"""
+
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import CorruptSession, SessionNotFound
+from .session import D, Session, as_utc, check_id, epoch_milliseconds
+
+if TYPE_CHECKING:
+    from .codec import Codec
+
+VERSION = b"1"
+HEADER_BYTES = 32
+NO_DEADLINE = 999_999_999_999_999
+_REVISION = slice(1, 17)
+_DEADLINE = slice(17, 32)
+
+
+def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
+    """Make the record of a session under a fresh revision; the session stays as it is.
+
+    Returns:
+        The revision, the deadline in milliseconds since the epoch, and the record.
+
+    Raises:
+        InvalidSession: The session cannot be stored.
+    """
+    check_id(session.id)
+    expires_at = session.expires_at and as_utc(session.expires_at, "expires_at")
+    payload = codec.encode(
+        msgspec.structs.replace(
+            session,
+            created_at=as_utc(session.created_at, "created_at"),
+            updated_at=as_utc(session.updated_at, "updated_at"),
+            expires_at=expires_at,
+            revision="",  # it lives in the header alone
+        )
+    )
+    revision = secrets.token_urlsafe(12)
+    deadline = NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
+    return revision, deadline, b"%b%b%015d%b" % (VERSION, revision.encode(), deadline, payload)
+
+
+def unseal(record: bytes, id: str, codec: "Codec[D]", now: int) -> Session[D]:
+    """Read the record that was found under `id`.
+
+    Args:
+        record: What is stored.
+        id: The id that was asked for.
+        codec: What the payload was encoded with.
+        now: Milliseconds since the epoch, to hold the deadline against.
+
+    Raises:
+        SessionNotFound: The session is past its deadline.
+        CorruptSession: This is no record that can be read, or another session's.
+    """
+    if deadline_of(record) <= now:
+        raise SessionNotFound(NOT_FOUND)
+    session = codec.decode(record[HEADER_BYTES:])
+    if session.id != id:
+        message = "another session is stored under the id that was asked for"
+        raise CorruptSession(message)
+    session.revision = revision_of(record)
+    return session
+
+
+NOT_FOUND = "there is no such session, or it has expired"
+
+
+def deadline_of(record: bytes) -> int:
+    """The deadline of a record, in milliseconds since the epoch.
+
+    Raises:
+        CorruptSession: This is no record, or one of a newer format.
+    """
+    deadline = record[_DEADLINE]
+    if record[:1] == VERSION and len(deadline) == 15 and deadline.isdigit():
+        return int(deadline)
+    version = record[:1]
+    if version.isdigit() and version > VERSION:
+        message = f"the stored session has format {version.decode()}; this release reads format 1"
+    else:
+        message = "what is stored is no session record"
+    raise CorruptSession(message)
+
+
+def revision_of(record: bytes) -> str:
+    """The revision of a record whose header has been found in order."""
+    return record[_REVISION].decode("ascii", "replace")

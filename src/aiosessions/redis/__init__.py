@@ -1,0 +1,5 @@
+"""Sessions in Redis or Valkey, through `redis.asyncio`."""
+
+from .storage import RedisStorage
+
+__all__ = ["RedisStorage"]

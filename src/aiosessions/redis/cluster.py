@@ -1,0 +1,148 @@
+"""A cluster, as the storage sees it: one shared connection to each master, and a map of slots.
+
+Follows https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/: a key's slot is
+a CRC16 of the key or of its hash tag; MOVED says for good which node serves a slot, ASK says it for
+one command, which ASKING has to precede.
+
+Invariants:
+
+- The map is our own. The client, which is borrowed, is asked for addresses and settings only.
+- No more than one discovery of the map is under way, and callers wait for that one. A caller who is
+  cancelled, or late, leaves it running for the others.
+- However often a command is redirected, its deadline stays the same.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Any, Final
+
+from redis.asyncio import RedisCluster
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, MovedError, ResponseError
+
+from ..errors import SessionError, StorageUnavailable
+from .connect import node_maker
+from .link import Link
+
+Address = tuple[str, int]
+
+_MAX_REDIRECTS: Final = 8
+# MOVED corrects one slot; when a node has moved many, one discovery saves the other redirects.
+_DISCOVERY_INTERVAL: Final = 1.0
+_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
+_CLUSTER_SLOTS: Final = b"*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n"
+_SIMPLE_STRING: Final[frozenset[type]] = frozenset({bytes})
+_ARRAY: Final[frozenset[type]] = frozenset({list})
+
+
+class Cluster:
+    """The masters of a cluster: a `Server`."""
+
+    def __init__(self, client: RedisCluster, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._links: dict[Address, Link] = {}
+        self._masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._discovery: asyncio.Task[None] | None = None
+        self._discovered_at = float("-inf")
+
+    async def call(
+        self, key: bytes, payload: bytes, accepts: frozenset[type], deadline: float
+    ) -> tuple[Any, bool]:
+        """See `Server.call`."""
+        slot = key_slot(key)
+        address = self._masters[slot]
+        if address is None:
+            await self._discover(deadline)
+            address = self._masters[slot]
+        reply: Any = StorageUnavailable("no reachable node of the cluster serves this key")
+        unsure = False
+        asking = False
+        for _ in range(_MAX_REDIRECTS):
+            if address is None:
+                break
+            link = self._link(address)
+            if asking:
+                link.send(_ASKING, _SIMPLE_STRING, deadline)
+            command = link.send(payload, accepts, deadline)
+            reply = await command.future
+            unsure = unsure or command.unsure
+            asking = isinstance(reply, AskError) and not isinstance(reply, MovedError)
+            if type(reply) in accepts:
+                break
+            if isinstance(reply, AskError):
+                address = (reply.host or address[0], reply.port)
+                if not asking:
+                    self._masters[slot] = address
+                    self._discover_soon()
+            elif isinstance(reply, ResponseError | SessionError | TimeoutError):
+                break
+            else:
+                # The node is gone. If another one has taken its place, the others know.
+                await self._discover(deadline)
+                gone, address = address, self._masters[slot]
+                if address == gone:
+                    break
+        return reply, unsure
+
+    async def aclose(self) -> None:
+        """See `Server.aclose`."""
+        if self._discovery is not None:
+            self._discovery.cancel()
+            await asyncio.wait([self._discovery])
+        links, self._links = self._links, {}
+        await asyncio.gather(*(link.aclose() for link in links.values()))
+
+    def _link(self, address: Address) -> Link:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = Link(node_maker(self._client, *address), self._timeout)
+        return link
+
+    def _discover_soon(self) -> None:
+        """Have the map discovered if that was not done just now."""
+        loop = asyncio.get_running_loop()
+        idle = self._discovery is None or self._discovery.done()
+        if idle and loop.time() - self._discovered_at >= _DISCOVERY_INTERVAL:
+            self._discovery = loop.create_task(self._ask_nodes(), name="aiosessions: cluster map")
+
+    async def _discover(self, deadline: float) -> None:
+        """Wait for a discovery of the map, until the deadline."""
+        loop = asyncio.get_running_loop()
+        if self._discovery is None or self._discovery.done():
+            self._discovery = loop.create_task(self._ask_nodes(), name="aiosessions: cluster map")
+        await asyncio.wait([self._discovery], timeout=deadline - loop.time())
+
+    async def _ask_nodes(self) -> None:
+        """Ask one node after the other for the map, until one answers."""
+        loop = asyncio.get_running_loop()
+        known = list({*self._links, *(node for node in self._masters if node)})
+        random.shuffle(known)  # so that replicas of a service do not all ask the same node
+        startup = [(str(node.host), int(node.port)) for node in self._client.startup_nodes]
+        for address in dict.fromkeys((*known, *startup)):
+            deadline = loop.time() + self._timeout / 4  # so that a hung node leaves time to ask on
+            command = self._link(address).send(_CLUSTER_SLOTS, _ARRAY, deadline)
+            reply = await command.future
+            if type(reply) is list and reply:
+                self._masters = self._read_map(reply, address)
+                self._discovered_at = loop.time()
+                break
+        await self._retire()
+
+    def _read_map(self, rows: Iterable[Any], asked: Address) -> list[Address | None]:
+        """The master of each slot, from a reply to CLUSTER SLOTS."""
+        masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        for first, last, (host, port, *_), *_ in rows:
+            # A node that does not know its own name means "where you reached me".
+            name = host.decode() if host and host != b"?" else asked[0]
+            address = self._client.nodes_manager.remap_host_port(name, port)
+            masters[first : last + 1] = [address] * (last + 1 - first)
+        return masters
+
+    async def _retire(self) -> None:
+        """Close what is connected to no master, once nothing is under way there."""
+        masters = set(self._masters)
+        for address in [each for each in self._links if each not in masters]:
+            if self._links[address].idle:
+                await self._links.pop(address).aclose()

@@ -1,0 +1,90 @@
+"""How the shared connections are made: as the client would, without what would get in our way.
+
+A borrowed client is only read: its pool is neither used nor changed. Each connection gets the
+client's own settings (address, database, TLS, credentials, Sentinel, name), except that
+
+- it never retries by itself: what may be sent again, and when, is the lane's to decide;
+- it has no timeouts of its own: deadlines are the lane's, and one for connecting;
+- maintenance notifications are off: with them redis-py 8.1 may reuse a connection that has an
+  unread reply, and they would change timeouts under way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+MakeConnection = Callable[[], AbstractConnection]
+
+
+def client_from_url(url: str) -> Redis:
+    """A client with the settings of a URL. Servers list its connections as "aiosessions".
+
+    Raises:
+        ValueError: The URL is not understood. What it holds may be a password: it is not quoted.
+    """
+    try:
+        if _is_whole(url):
+            client = Redis.from_url(url, client_name="aiosessions")
+            maker(client)()  # refuses options that no connection has
+            return client
+    except (ValueError, TypeError, RedisError):
+        pass
+    message = (
+        "the URL is not understood; it is redis://[user:password@]host[:port][/database], "
+        "rediss://... for TLS, or unix://[user:password@]/path, then ?option=value&... as redis-py "
+        "has them; what is special in a user name or a password is quoted (%2F for a slash)"
+    )
+    raise ValueError(message)
+
+
+def _is_whole(url: str) -> bool:
+    """Whether nothing of the URL would be lost on the driver, which ignores what it cannot use."""
+    parts = urlsplit(url)
+    if parts.scheme in ("redis", "rediss"):
+        database = parts.path.removeprefix("/")
+        return not parts.fragment and (not database or database.isdecimal())
+    return not parts.fragment and parts.scheme == "unix"
+
+
+def maker(client: Redis) -> MakeConnection:
+    """What makes connections like those of a client's pool."""
+
+    def make() -> AbstractConnection:
+        pool = client.connection_pool
+        return _make(pool.connection_class, pool.connection_kwargs)
+
+    return make
+
+
+def node_maker(client: RedisCluster, host: str, port: int) -> MakeConnection:
+    """What makes connections to a node of the client's cluster."""
+    settings = {
+        name: value
+        for name, value in client.connection_kwargs.items()
+        if name not in ("connection_class", "max_connections", "response_callbacks")
+    }
+    connection_class: type[AbstractConnection] = client.connection_kwargs["connection_class"]
+    return lambda: _make(connection_class, {**settings, "host": host, "port": port})
+
+
+def _make(
+    connection_class: type[AbstractConnection], settings: dict[str, Any]
+) -> AbstractConnection:
+    """A connection, not connected yet, with the settings and without what is in our way."""
+    ours: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "retry_on_timeout": False,
+        "health_check_interval": 0,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    return connection_class(**(settings | ours))

@@ -1,0 +1,92 @@
+"""The one place where what the driver and the server raise becomes an error of ours.
+
+Invariants:
+
+- Whatever goes wrong between here and the server is `StorageUnavailable`, but for a value of
+  another type under the key, which is `CorruptSession`. Nothing becomes "not found".
+- The message names the cause by what we know of it. Servers and drivers quote commands, hence
+  session ids, in theirs: only a server's error code is taken over, and what we chain to is
+  redacted.
+"""
+
+import re
+
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..errors import CorruptSession, SessionError, StorageUnavailable
+
+# By the code, the first word, of a server's error reply.
+_REFUSALS = {
+    "READONLY": "the server is a read-only replica",
+    "OOM": "the server is out of memory and evicts nothing",
+    "NOAUTH": "the server asks for a password",
+    "WRONGPASS": "the server refuses the user name or password",
+    "NOPERM": "the user may not run a command, or use a key, that this storage needs",
+    "LOADING": "the server is still loading its data",
+    "MASTERDOWN": "the replica has lost its master",
+    "NOREPLICAS": "the server has too few replicas to accept writes",
+    "MISCONF": "the server cannot save to disk and accepts no writes",
+    "CLUSTERDOWN": "the cluster is down",
+    "TRYAGAIN": "the cluster is moving this slot",
+    "BUSY": "the server is busy with a script",
+}
+# By the type of an exception, where the driver has dropped the code.
+_CAUSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((TimeoutError, RedisTimeoutError), "the server did not answer in time"),
+    ((AuthenticationError, AuthorizationError), _REFUSALS["WRONGPASS"]),
+    ((BusyLoadingError,), _REFUSALS["LOADING"]),
+)
+_KNOWN = {*_REFUSALS, "WRONGTYPE"}
+_CODE = re.compile(r"\b[A-Z]{3,}\b")
+# What is quoted, but for names of commands, which are lower-case words.
+_QUOTED = re.compile(r"""'(?![a-z|]+')[^']*'|"[^"]*"|`(?![a-z|]+`)[^`]*`|\(.*\)""", re.DOTALL)
+
+
+def translate(error: Exception) -> SessionError:
+    """The error of ours that says what `error` means; one of ours stays as it is."""
+    if isinstance(error, SessionError):
+        return error
+    text = str(error)
+    code = _code(error, text)
+    if code == "WRONGTYPE":
+        return CorruptSession("the key holds no string, hence no session record")
+    return StorageUnavailable(_REFUSALS.get(code) or _cause(error, code, text))
+
+
+def _cause(error: Exception, code: str, text: str) -> str:
+    """What is wrong, where no code of the server's says it."""
+    for kinds, cause in _CAUSES:
+        if isinstance(error, kinds):
+            return cause
+    if text.lower().startswith(("unknown command 'getex'", "unknown command `getex`")):
+        return "the server has no GETEX: Redis 6.2 or later, or Valkey, is needed"
+    if isinstance(error, ResponseError):
+        return f"the server answered with an error: {code or 'ERR'}"
+    return f"the connection to the server failed ({type(error).__name__})"
+
+
+def redacted(error: Exception) -> Exception:
+    """What to chain to: `error`, or one in its place if it quotes more than a command's name."""
+    text = str(error)
+    safe = _QUOTED.sub("'...'", text)
+    if safe == text:
+        return error
+    return RedisError(f"{type(error).__name__}: {safe}").with_traceback(error.__traceback__)
+
+
+def _code(error: Exception, text: str) -> str:
+    """The code that a server's error reply begins with, which the driver may have cut off."""
+    if not isinstance(error, RedisError):
+        return ""
+    code = getattr(error, "status_code", None) or text.partition(" ")[0]
+    if code == "ERR" or "running script" in text:
+        # Redis before 7 reports what a command in a script raised inside a message of its own.
+        code = next((word for word in _CODE.findall(text) if word in _KNOWN), "ERR")
+    return code if _CODE.fullmatch(code) else ""

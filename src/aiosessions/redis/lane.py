@@ -1,0 +1,206 @@
+"""What is waiting for, and under way on, one connection to a server: bookkeeping without I/O.
+
+A lane is a queue of commands that have not been written yet, and a second one of commands that
+were written and whose replies are due, in that order. Whoever does the I/O (see link.py) takes
+batches from the first and hands in replies for the second.
+
+Rules:
+
+- Replies come in the order in which commands were written: the oldest command under way gets the
+  next reply, also when its caller is gone, whose reply is then dropped.
+- Any doubt about that order, which is a reply that nobody asked for or one of a type that the
+  command never has, is `OutOfStep`: the connection has to go, and all that was under way on it.
+- When a connection goes, what was under way is sent once more on the next, at the front of the
+  queue, and is from then on `unsure`: it may have been applied already. So a command must be one
+  that may be applied twice, or one that recognises itself. The second time, it fails.
+- Unless the connection went because it was stuck: then what was under way fails. The server may
+  still apply the first copy at any time, and a second one must not be acknowledged before that.
+- A command that the server refused as a read-only replica does, which ends the connection too, is
+  sent once more, but not `unsure`: it has not been applied.
+- Every command has a deadline. As all get the same time, the oldest has the earliest.
+- What is under way is bounded, in commands and in bytes of commands and of expected replies.
+  Whatever is beyond waits in the queue.
+- A command whose caller has gone away is never written.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Final
+
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+MAX_COMMANDS: Final = 1024
+MAX_BYTES: Final = 4 * 1024 * 1024
+# Enough to amortise a system call, small enough that a large record is soon followed by others.
+BATCH_BYTES: Final = 128 * 1024
+
+_TRIES: Final = 2
+
+
+class OutOfStep(RedisError):
+    """A reply cannot belong to the command that it is due for."""
+
+
+class Command:
+    """A command, packed, and the future that its caller awaits.
+
+    The future's result is the reply, or an exception that says why there is none: the caller
+    raises it, in its own words.
+
+    Attributes:
+        payload: What to write.
+        accepts: The types that its reply can have. An error reply is always accepted.
+        deadline: When to give up, on the event loop's clock.
+        future: What the caller awaits.
+        unsure: It was under way on a connection that went, so it may have been applied before the
+            reply that has come now.
+    """
+
+    __slots__ = ("accepts", "deadline", "future", "payload", "tries", "unsure", "weight")
+
+    def __init__(
+        self,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        future: "asyncio.Future[Any]",
+    ) -> None:
+        self.payload = payload
+        self.accepts = accepts
+        self.deadline = deadline
+        self.future = future
+        self.unsure = False
+        self.tries = 0
+        self.weight = 0
+
+    def resolve(self, result: Any) -> None:
+        """Hand the caller a reply or an exception, if it is still there."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+
+class Lane:
+    """The commands of one connection after the other; the module says by which rules."""
+
+    def __init__(
+        self,
+        *,
+        max_commands: int = MAX_COMMANDS,
+        max_bytes: int = MAX_BYTES,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
+        self._max_commands = max_commands
+        self._max_bytes = max_bytes
+        self._batch_bytes = batch_bytes
+        self._queue: deque[Command] = deque()
+        self._under_way: deque[Command] = deque()
+        self._weight = 0
+        self._reply_bytes = 0  # what replies have weighed of late
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._under_way)
+
+    @property
+    def queued(self) -> bool:
+        """Whether a command waits to be written."""
+        return bool(self._queue)
+
+    def add(self, command: Command) -> None:
+        """Queue a command."""
+        self._queue.append(command)
+
+    def next_batch(self) -> list[bytes]:
+        """Take what is to be written now; nothing if there is nothing, or no room under way.
+
+        One command always has room, whatever it weighs.
+        """
+        batch: list[bytes] = []
+        size = 0
+        queue, under_way = self._queue, self._under_way
+        while queue and size < self._batch_bytes:
+            command = queue[0]
+            if command.future.done():
+                queue.popleft()
+                continue
+            weight = len(command.payload) + self._reply_bytes
+            if under_way and (
+                len(under_way) >= self._max_commands or self._weight + weight > self._max_bytes
+            ):
+                break
+            queue.popleft()
+            command.weight = weight
+            command.tries += 1
+            self._weight += weight
+            under_way.append(command)
+            batch.append(command.payload)
+            size += len(command.payload)
+        return batch
+
+    def answer(self, reply: Any) -> None:
+        """Give the next reply, or error reply, to the oldest command under way.
+
+        Raises:
+            OutOfStep: It cannot be that command's reply.
+        """
+        if not self._under_way:
+            message = "the server sent a reply that nobody asked for"
+            raise OutOfStep(message)
+        command = self._under_way.popleft()
+        self._weight -= command.weight
+        kind = type(reply)
+        if kind is bytes:
+            self._reply_bytes += (len(reply) - self._reply_bytes) >> 3
+        if kind not in command.accepts and not isinstance(reply, ResponseError):
+            error = OutOfStep(f"the server sent a reply of an unexpected type, {kind.__name__}")
+            command.resolve(error)
+            raise error
+        if not command.future.done():
+            command.future.set_result(reply)
+
+    def disconnected(self, error: Exception) -> None:
+        """The connection has gone, and why: send again, or fail, what was under way on it."""
+        again: list[Command] = []
+        stuck = isinstance(error, TimeoutError)
+        for command in self._under_way:
+            if command.future.done():
+                continue
+            if command.tries < _TRIES and not stuck:
+                # It is the first whose reply was the refusal, if it was one.
+                refused = isinstance(error, ReadOnlyError) and command is self._under_way[0]
+                command.unsure = command.unsure or not refused
+                again.append(command)
+            else:
+                command.resolve(error)
+        self._under_way.clear()
+        self._weight = 0
+        self._queue.extendleft(reversed(again))
+
+    def fail(self, error: Exception) -> None:
+        """Give up on every command."""
+        for command in (*self._under_way, *self._queue):
+            command.resolve(error)
+        self._under_way.clear()
+        self._queue.clear()
+        self._weight = 0
+
+    def deadline(self) -> float | None:
+        """When the oldest command has to be answered; None if there is no command."""
+        oldest = self._under_way or self._queue
+        return oldest[0].deadline if oldest else None
+
+    def expire(self, now: float, error: Exception) -> bool:
+        """Fail every command that is past its deadline.
+
+        Returns:
+            Whether one of them was under way: the connection is stuck, and has to go.
+        """
+        stuck = bool(self._under_way) and self._under_way[0].deadline <= now
+        for commands in (self._under_way, self._queue):
+            for command in commands:
+                if command.deadline > now:
+                    break
+                # It stays where it is: its reply, if it comes after all, is its own.
+                command.resolve(error)
+        while self._queue and self._queue[0].future.done():
+            self._queue.popleft()
+        return stuck

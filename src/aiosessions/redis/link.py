@@ -1,0 +1,215 @@
+"""One connection to one server, shared by every caller, and replaced when it fails.
+
+Callers never touch the socket. They queue a command and await its future; a writer task sends what
+was queued in one turn of the event loop in one write, and a reader task hands each reply to the
+command it is for. So cancelling a caller disturbs nobody, and hundreds of callers cost one
+connection and a few system calls.
+
+Invariants:
+
+- A connection object is used for one generation: connected once, and never again once anything is
+  wrong with it. Replies of one generation can therefore not reach the commands of another.
+- While there is anything to do, or a connection is up, there is one keeper task, which owns the
+  connection, its reader and its writer, and closes them. `aclose` ends it.
+- No more than one attempt to connect is under way, and failed attempts are spaced by a growing,
+  jittered pause. A failed attempt fails what was waiting for it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ReadOnlyError, ResponseError
+
+from ..errors import StorageClosed
+from .lane import Command, Lane
+
+_log = logging.getLogger("aiosessions")
+
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.25
+
+
+class Link:
+    """A shared connection to one server.
+
+    Args:
+        make_connection: Makes a connection that is not connected yet.
+        timeout: Seconds that connecting may take.
+    """
+
+    def __init__(self, make_connection: Callable[[], AbstractConnection], timeout: float) -> None:
+        self._make_connection = make_connection
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._lane = Lane()
+        self._keeper: asyncio.Task[None] | None = None
+        self._doom: asyncio.Future[Exception] | None = None
+        self._work: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._failures = 0  # generations in a row that never got a reply
+        self._not_before = 0.0
+        self._closed = False
+
+    def send(self, payload: bytes, accepts: frozenset[type], deadline: float) -> Command:
+        """Queue a packed command. Its future resolves to a reply, or an exception, in time."""
+        loop = self._loop
+        command = Command(payload, accepts, deadline, loop.create_future())
+        if self._closed:
+            command.resolve(StorageClosed("the storage is closed"))
+            return command
+        self._lane.add(command)
+        if self._timer is None:
+            self._watch()
+        if self._keeper is None:
+            self._keeper = loop.create_task(self._keep(), name="aiosessions: connection")
+        else:
+            self._wake()
+        return command
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything here."""
+        return not len(self._lane)
+
+    async def aclose(self) -> None:
+        """Close the connection. Whoever still waits for a reply gets `StorageClosed`."""
+        self._closed = True
+        self._lane.fail(StorageClosed("the storage was closed"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+
+    async def _keep(self) -> None:
+        """Connect, and stay connected, while there is something to do."""
+        try:
+            while len(self._lane):
+                await asyncio.sleep(self._not_before - self._loop.time())
+                try:
+                    connection = await self._connect()
+                except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be served
+                    self._failed(error)
+                    self._lane.fail(error)
+                    continue
+                reason = await self._serve(connection)
+                self._failed(reason)
+                self._lane.disconnected(reason)
+                self._watch()
+        finally:
+            self._keeper = None
+
+    def _failed(self, error: Exception) -> None:
+        """Space the next attempt, the longer the more have failed in a row; tell it once.
+
+        The jitter keeps the replicas of a service from all coming back at once.
+        """
+        if self._failures == 0 and len(self._lane):
+            _log.warning("a connection to the server ended: %s", type(error).__name__)
+        longest = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
+        pause = random.uniform(longest / 2, longest)  # noqa: S311 - only jitter
+        self._not_before = self._loop.time() + pause
+        self._failures += 1
+
+    async def _connect(self) -> AbstractConnection:
+        connection = self._make_connection()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _serve(self, connection: AbstractConnection) -> Exception:
+        """Exchange commands and replies until something is wrong; says what."""
+        self._doom = self._loop.create_future()
+        tasks = [
+            self._loop.create_task(self._read(connection), name="aiosessions: reader"),
+            self._loop.create_task(self._write(connection), name="aiosessions: writer"),
+        ]
+        try:
+            return await self._doom
+        finally:
+            self._doom = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            _abort(connection)
+            await connection.disconnect(nowait=True)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Give each reply to the command that it is for."""
+        lane = self._lane
+        read_response = connection.read_response
+        try:
+            while True:
+                try:
+                    # No timeout: deadlines are the lane's, and one for every single reply costs a
+                    # third more. Nor any value of that argument: with one, redis-py takes ETIMEDOUT
+                    # for its own timeout and returns None, which would pass for "not found".
+                    reply: Any = await read_response(disable_decoding=True)
+                except ReadOnlyError:
+                    raise
+                except ResponseError as error:
+                    reply = error.with_traceback(None)
+                lane.answer(reply)
+                self._failures = 0
+                if lane.queued:
+                    self._wake()
+        except Exception as error:  # noqa: BLE001 - drivers raise AttributeError and the like, too
+            self._give_up(error)
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        """Write whatever is queued, as much as there is room for; then wait for more of either."""
+        lane = self._lane
+        try:
+            while True:
+                if batch := lane.next_batch():
+                    await connection.send_packed_command(batch, check_health=False)
+                else:
+                    self._work = self._loop.create_future()
+                    await self._work
+        except Exception as error:  # noqa: BLE001 - drivers raise AttributeError and the like, too
+            self._give_up(error)
+
+    def _wake(self) -> None:
+        """There is something to write, or room for it."""
+        if self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    def _give_up(self, error: Exception) -> None:
+        """End this generation of the connection."""
+        if self._doom is not None and not self._doom.done():
+            self._doom.set_result(error)
+
+    def _watch(self) -> None:
+        """Look again when the oldest command is due: one timer, however many there are."""
+        deadline = self._lane.deadline()
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        """Fail what is late; a connection on which something is late is stuck, and replaced."""
+        self._timer = None
+        error = TimeoutError()
+        if self._lane.expire(self._loop.time(), error):
+            self._give_up(error)  # and `_keep` watches on, when it has taken the connection down
+        else:
+            self._watch()
+
+
+def _abort(connection: AbstractConnection) -> None:
+    """Drop what the transport has not sent yet.
+
+    Closing alone would have it sent later, when a stuck server reads again: commands that have
+    failed by then, or were sent again elsewhere. There is no public way to the transport.
+    """
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)
+    if transport is not None:
+        transport.abort()

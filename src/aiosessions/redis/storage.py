@@ -1,0 +1,244 @@
+"""Sessions in Redis or Valkey.
+
+Invariants:
+
+- A load is one GETEX: it reads the record and renews its TTL in one round trip.
+- A write is sent again only if it recognises itself on the server by its own revision. When it was
+  sent again and the answer is a "no", the first one may have been applied and overwritten since:
+  the outcome is unknown, and said to be.
+"""
+
+import time
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, Self, cast
+
+import hiredis
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import NoScriptError
+
+from ..codec import Codec, JsonCodec
+from ..errors import (
+    CorruptSession,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+    StorageClosed,
+    StorageUnavailable,
+)
+from ..record import NOT_FOUND, seal, unseal
+from ..session import D, Session, as_utc, check_id
+from ..storage import Clock, Storage, When, milliseconds
+from . import scripts
+from .cluster import Cluster
+from .connect import client_from_url, maker
+from .faults import redacted, translate
+from .home import Home
+from .server import Server, SingleServer
+
+
+class RedisStorage(Storage[D], Generic[D]):
+    """Sessions in Redis (6.2 or later) or Valkey, shared by every replica that connects to it.
+
+    Borrows any `redis.asyncio` client, and leaves it open; `from_url` makes a storage that owns its
+    client. asyncio only, as that client is.
+
+    Args:
+        client: `Redis` or `RedisCluster`.
+        ttl: How long a session lives without being loaded or stored: seconds or a timedelta, to the
+            millisecond.
+        key_prefix: What goes in front of the id to make the key. Ends with ":".
+        codec: How sessions are encoded.
+        timeout: The longest that any verb may take: seconds or a timedelta.
+        clock: Where the time comes from that `expires_at` is held against.
+
+    Raises:
+        ValueError: `ttl` or `timeout` is not positive, or `key_prefix` does not end with ":".
+    """
+
+    def __init__(
+        self,
+        client: "Redis | RedisCluster",
+        *,
+        ttl: float | timedelta,
+        key_prefix: str = "session:",
+        codec: Codec[D] = JsonCodec(),  # noqa: B008 - it has no state
+        timeout: float | timedelta = 5.0,
+        clock: Clock = time,
+    ) -> None:
+        if not key_prefix.endswith(":"):
+            message = f"key_prefix must end with ':', and {key_prefix!r} does not"
+            raise ValueError(message)
+        self._ttl = milliseconds(ttl, "ttl")
+        self._key_prefix = key_prefix.encode()
+        self._codec = codec
+        self._clock = clock
+        self._client = client
+        self._owns_client = False
+        self._timeout = milliseconds(timeout, "timeout") / 1000
+        self._server = _server_of(client, self._timeout)
+        self._home = Home()
+        self._closed = False
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        ttl: float | timedelta,
+        key_prefix: str = "session:",
+        codec: Codec[D] = JsonCodec(),  # noqa: B008 - it has no state
+        timeout: float | timedelta = 5.0,
+        clock: Clock = time,
+    ) -> Self:
+        """A storage with a client of its own, which `aclose` closes. Nothing connects yet.
+
+        Args:
+            url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS or
+                `unix://[user:password@]/path[?db=n]`. Options of redis-py's connections can follow
+                as a query.
+            ttl: As for the class; so are the rest.
+            key_prefix: As for the class.
+            codec: As for the class.
+            timeout: As for the class.
+            clock: As for the class.
+
+        Raises:
+            ValueError: As for the class, or the URL is not understood.
+        """
+        client = client_from_url(url)
+        storage = cls(
+            client, ttl=ttl, key_prefix=key_prefix, codec=codec, timeout=timeout, clock=clock
+        )
+        storage._owns_client = True
+        return storage
+
+    def __repr__(self) -> str:
+        return f"RedisStorage(ttl={self._ttl / 1000}, key_prefix={self._key_prefix.decode()!r})"
+
+    async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
+        """See `Storage.store`."""
+        deadline = self._begin()
+        revision, expires_at, record = seal(session, self._codec)
+        key = self._key(session.id)
+        now = self._time()
+        ttl = max(1, min(self._ttl, expires_at - now))
+        if when is When.ALWAYS:
+            payload = _pack(b"SET", key, record, b"PX", ttl)
+            reply, _ = await self._server.call(key, payload, _SIMPLE_STRING, deadline)
+            _checked(reply)
+        else:
+            expected = session.revision.encode("ascii", "replace")
+            arguments = (When(when).value, record, ttl, now, expected)
+            status, unsure = await self._run(deadline, scripts.STORE, key, *arguments)
+            if status != scripts.WRITTEN:
+                raise _refusal(status, unsure=unsure)
+        session.revision = revision
+
+    async def load(self, id: str) -> Session[D]:
+        """See `Storage.load`."""
+        deadline = self._begin()
+        key = self._key(id)
+        payload = _pack(b"GETEX", key, b"PX", self._ttl)
+        record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline)
+        if _checked(record) is None:
+            raise SessionNotFound(NOT_FOUND)
+        return unseal(record, id, self._codec, self._time())
+
+    async def delete(self, id: str) -> bool:
+        """See `Storage.delete`.
+
+        Raises:
+            StorageUnavailable: Also when a reply was lost, and the session is gone now: whether
+                there was one is unknown.
+        """
+        deadline = self._begin()
+        existed, unsure = await self._run(deadline, scripts.DELETE, self._key(id), self._time())
+        if unsure and not existed:
+            raise StorageUnavailable(_UNKNOWN)
+        return bool(existed)
+
+    async def delete_expired(self, before: datetime | None = None) -> int:
+        """0, without asking the server, which expires sessions by itself."""
+        self._begin()
+        if before is not None:
+            as_utc(before, "before")
+        return 0
+
+    async def aclose(self) -> None:
+        """See `Storage.aclose`. Closes the client if `from_url` made it; a borrowed one is not.
+
+        Whoever is waiting for a reply gets `StorageClosed`.
+        """
+        if not self._closed:
+            self._closed = True
+            if self._home.is_here():
+                await self._server.aclose()
+                if self._owns_client:
+                    await self._client.aclose()
+
+    def _begin(self) -> float:
+        """Begin a verb: see that the storage can be used, here and now, and set a deadline."""
+        if self._closed:
+            message = "the storage is closed"
+            raise StorageClosed(message)
+        return self._home.check().time() + self._timeout
+
+    def _key(self, id: str) -> bytes:
+        check_id(id)
+        return self._key_prefix + id.encode()
+
+    def _time(self) -> int:
+        return round(self._clock.time() * 1000)
+
+    async def _run(
+        self, deadline: float, script: scripts.Script, key: bytes, *args: Any
+    ) -> tuple[int, bool]:
+        """Run a script, which the server may have to be told first."""
+        payload = _pack(b"EVALSHA", script.digest, 1, key, *args)
+        reply, unsure = await self._server.call(key, payload, _INTEGER, deadline)
+        if isinstance(reply, NoScriptError):
+            # Nothing has been run, so this is the same try.
+            payload = _pack(b"EVAL", script.source, 1, key, *args)
+            reply, again = await self._server.call(key, payload, _INTEGER, deadline)
+            unsure = unsure or again
+        return _checked(reply), unsure
+
+
+def _server_of(client: "Redis | RedisCluster", timeout: float) -> Server:
+    if isinstance(client, RedisCluster):
+        return Cluster(client, timeout)
+    if isinstance(client, Redis):
+        return SingleServer(maker(client), timeout)
+    message = f"the client is a redis.asyncio.Redis or RedisCluster, not {type(client).__name__}"
+    raise TypeError(message)
+
+
+_STRING_OR_NIL: Final[frozenset[type]] = frozenset({bytes, type(None)})
+_SIMPLE_STRING: Final[frozenset[type]] = frozenset({bytes})
+_INTEGER: Final[frozenset[type]] = frozenset({int})
+_UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
+
+
+def _pack(*command: bytes | str | int) -> bytes:
+    """A command in the server's protocol, RESP."""
+    packed: bytes = hiredis.pack_command(cast("Any", command))  # typed for commands of one word
+    return packed
+
+
+def _checked(reply: Any) -> Any:
+    """The reply, if it is one, and not an exception that stands in its place."""
+    if isinstance(reply, Exception):
+        raise translate(reply) from redacted(reply)
+    return reply
+
+
+def _refusal(status: int, *, unsure: bool) -> Exception:
+    if status == scripts.UNREADABLE:
+        return CorruptSession("what is stored under this id is no session of this format")
+    if unsure:
+        return StorageUnavailable(_UNKNOWN)
+    if status == scripts.EXISTS:
+        return SessionExists("there is a session with this id")
+    if status == scripts.CHANGED:
+        return SessionConflict("the session was written since it was loaded")
+    return SessionNotFound(NOT_FOUND)
