@@ -1,0 +1,286 @@
+"""Many callers at once: one winner, no lost update, no session from the dead, nobody else's reply."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from ..errors import SessionConflict, SessionError, SessionExists, SessionNotFound
+from ..session import Session, new_session_id
+from ..storage import Storage, When
+from ._harness import Harness, content, new_session
+
+_ROUNDS = 20
+_INCREMENTS = 24
+
+
+async def together(*actions: Callable[[], Awaitable[object]]) -> list[object]:
+    """Do all this at once; what each returned or, of our errors, raised."""
+    results: list[object] = [None] * len(actions)
+
+    async def act(number: int) -> None:
+        try:
+            results[number] = await actions[number]()
+        except SessionError as error:
+            results[number] = error
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(actions)):
+            tasks.start_soon(act, number)
+    return results
+
+
+async def increment(storage: Storage[Any], id: str) -> None:
+    """Add one to a session's data: compare-and-set, until nobody was faster.
+
+    Each conflict is the success of another increment, so there cannot be more than that.
+    """
+    for _ in range(_INCREMENTS):
+        session = await storage.load(id)
+        await checkpoint()  # so that increments overlap even where verbs do not yield
+        session.data += 1
+        try:
+            await storage.store(session, when=When.UNCHANGED)
+        except SessionConflict:
+            continue
+        return
+    message = "a conflict without a write"
+    raise AssertionError(message)
+
+
+class Concurrency(Harness):
+    """Races and cancellations, over the storages that `_views` gives."""
+
+    async def _views(self) -> list[Storage[Any]]:
+        """The storages that race, views of one backend: here one of them."""
+        return [await self.open()]
+
+    async def test_of_many_unchanged_writes_one_wins(self) -> None:
+        """All others get `SessionConflict`, and what is stored is the winner's."""
+        views = await self._views()
+        for _ in range(_ROUNDS):
+            session = new_session()
+            await views[0].store(session)
+            rivals = [await views[n % len(views)].load(session.id) for n in range(8)]
+            for number, rival in enumerate(rivals):
+                rival.data = number
+
+            results = await together(
+                *(
+                    lambda view=views[n % len(views)], rival=rival: view.store(
+                        rival, when=When.UNCHANGED
+                    )
+                    for n, rival in enumerate(rivals)
+                )
+            )
+
+            winners = [n for n, result in enumerate(results) if result is None]
+            assert len(winners) == 1
+            losers = [result for result in results if result is not None]
+            assert {type(error) for error in losers} == {SessionConflict}
+            assert (await views[0].load(session.id)).data == rivals[winners[0]].data
+
+    async def test_of_many_creators_one_wins(self) -> None:
+        """All others get `SessionExists`, and what is stored is the winner's."""
+        views = await self._views()
+        for _ in range(_ROUNDS):
+            id = new_session_id()
+            rivals = [Session[Any](id=id, data=number) for number in range(8)]
+
+            results = await together(
+                *(
+                    lambda view=views[n % len(views)], rival=rival: view.store(
+                        rival, when=When.ABSENT
+                    )
+                    for n, rival in enumerate(rivals)
+                )
+            )
+
+            winners = [n for n, result in enumerate(results) if result is None]
+            assert len(winners) == 1
+            losers = [result for result in results if result is not None]
+            assert {type(error) for error in losers} == {SessionExists}
+            assert (await views[0].load(id)).data == rivals[winners[0]].data
+
+    async def test_of_many_deletes_one_finds_the_session(self) -> None:
+        """It is True for one caller only."""
+        views = await self._views()
+        for _ in range(_ROUNDS):
+            session = new_session()
+            await views[0].store(session)
+
+            results = await together(
+                *(lambda view=views[n % len(views)]: view.delete(session.id) for n in range(6))
+            )
+
+            assert sorted(map(repr, results)) == ["False"] * 5 + ["True"]
+
+    async def test_concurrent_increments_all_count(self) -> None:
+        """Load, change, store `UNCHANGED`, again on conflict: no update is lost."""
+        views = await self._views()
+        session = new_session(data=0)
+        await views[0].store(session)
+
+        results = await together(
+            *(
+                lambda view=views[n % len(views)]: increment(view, session.id)
+                for n in range(_INCREMENTS)
+            )
+        )
+
+        assert results == [None] * _INCREMENTS
+        assert (await views[0].load(session.id)).data == _INCREMENTS
+
+    @pytest.mark.parametrize("when", [When.PRESENT, When.UNCHANGED], ids=lambda when: when.name)
+    async def test_no_save_outlives_a_delete(self, when: When) -> None:
+        """Whichever comes first, the session is gone, and the delete has removed it."""
+        views = await self._views()
+        for number in range(_ROUNDS):
+            session = new_session()
+            await views[0].store(session)
+            copy = await views[-1].load(session.id)
+            race = [
+                lambda copy=copy: views[-1].store(copy, when=when),
+                lambda session=session: views[0].delete(session.id),
+            ]
+
+            results = await together(*(race if number % 2 else reversed(race)))
+
+            assert True in results
+            assert all(
+                isinstance(result, SessionNotFound)
+                for result in results
+                if result not in (None, True)
+            )
+            with pytest.raises(SessionNotFound):
+                await views[0].load(session.id)
+
+    async def test_concurrent_callers_get_their_own_sessions(self) -> None:
+        """However many there are, and each sees what it has just written."""
+        views = await self._views()
+
+        async def use(number: int) -> None:
+            storage = views[number % len(views)]
+            session = new_session(data=number)
+            for turn in range(4):
+                session.metadata["turn"] = str(turn)
+                await storage.store(session)
+                assert content(await storage.load(session.id)) == content(session)
+            assert await storage.delete(session.id) is True
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(use, number)
+
+    async def test_loads_see_whole_writes(self) -> None:
+        """Never the data of one write with the metadata or revision of another."""
+        views = await self._views()
+        session = new_session(data=-1, metadata={"turn": "-1"})
+        await views[0].store(session)
+        revisions = {session.revision: -1}
+
+        async def write() -> None:
+            for turn in range(30):
+                session.data, session.metadata["turn"] = turn, str(turn)
+                await views[0].store(session)
+                revisions[session.revision] = turn
+                await checkpoint()
+
+        async def read() -> list[Session[Any]]:
+            seen: list[Session[Any]] = []
+            for _ in range(30):
+                seen.append(await views[-1].load(session.id))
+                await checkpoint()
+            return seen
+
+        _, seen = await together(write, read)
+
+        assert isinstance(seen, list)
+        assert all(
+            one.metadata["turn"] == str(one.data) and revisions.get(one.revision) == one.data
+            for one in seen  # pyright: ignore[reportUnknownVariableType] - what `read` returned
+        )
+
+    @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT], ids=lambda when: when.name)
+    async def test_a_cancelled_store_is_whole_or_not_at_all(self, when: When) -> None:
+        """Wherever it is cancelled; and a caller whose store did not return has the old revision."""
+        storage = (await self._views())[0]
+        for delay in range(_ROUNDS):
+            session = new_session(data="whole")
+            returned: list[bool] = []
+
+            async def store(
+                session: Session[Any] = session, returned: list[bool] = returned
+            ) -> None:
+                await storage.store(session, when=when)
+                returned.append(True)
+
+            await self._cancelled_after(delay, store)
+
+            assert bool(session.revision) == bool(returned)
+            try:
+                loaded = await storage.load(session.id)
+            except SessionNotFound:
+                assert not returned
+                continue
+            assert content(loaded) == content(session)
+            await storage.store(loaded, when=When.UNCHANGED)
+
+    async def test_a_cancelled_verb_leaves_the_storage_in_order(self) -> None:
+        """After cancelled loads and deletes, every caller still gets its own session."""
+        storage = (await self._views())[0]
+        bystander = new_session(data="bystander")
+        await storage.store(bystander)
+        for delay in range(_ROUNDS):
+            session = new_session(data=delay)
+            await storage.store(session)
+
+            await self._cancelled_after(delay, lambda id=session.id: storage.load(id))
+            assert content(await storage.load(bystander.id)) == content(bystander)
+            assert content(await storage.load(session.id)) == content(session)
+
+            await self._cancelled_after(delay, lambda id=session.id: storage.delete(id))
+            assert content(await storage.load(bystander.id)) == content(bystander)
+            await storage.delete(session.id)
+
+    async def test_cancelling_a_caller_cancels_that_caller_only(self) -> None:
+        """Loads that run beside a cancelled one end well, each with its own session."""
+        storage = (await self._views())[0]
+        sessions = [new_session(data=number) for number in range(20)]
+        for session in sessions:
+            await storage.store(session)
+
+        for delay in range(_ROUNDS):
+            loaded: dict[int, Session[Any]] = {}
+            scopes = [anyio.CancelScope() for _ in sessions]
+
+            async def load(
+                number: int,
+                scope: anyio.CancelScope,
+                loaded: dict[int, Session[Any]] = loaded,
+            ) -> None:
+                with scope:
+                    loaded[number] = await storage.load(sessions[number].id)
+
+            async with anyio.create_task_group() as tasks:
+                for number, scope in enumerate(scopes):
+                    tasks.start_soon(load, number, scope)
+                for _ in range(delay):
+                    await checkpoint()
+                for scope in scopes[1::2]:
+                    scope.cancel()
+
+            assert set(range(0, 20, 2)) <= loaded.keys()
+            assert all(
+                content(session) == content(sessions[number]) for number, session in loaded.items()
+            )
+
+    async def _cancelled_after(self, delay: int, verb: Callable[[], Awaitable[object]]) -> None:
+        """Start a verb, and cancel it after so many turns of the event loop."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(verb)
+            for _ in range(delay):
+                await checkpoint()
+            tasks.cancel_scope.cancel()
