@@ -1,5 +1,7 @@
 """Async session storage for proxies, gateways and services that run as several replicas."""
 
+import logging
+
 from .codec import Codec, JsonCodec, MsgpackCodec
 from .errors import (
     CorruptSession,
@@ -38,3 +40,6 @@ __all__ = [
     "When",
     "new_session_id",
 ]
+
+# Without one, an application that configures no logging would get bare lines on stderr.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

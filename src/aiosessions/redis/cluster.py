@@ -86,6 +86,17 @@ class Cluster:
                     break
         return reply, unsure
 
+    async def call_each(
+        self, payload: bytes, accepts: frozenset[type], deadline: float
+    ) -> list[Any]:
+        """See `Server.call_each`."""
+        await self._discover(deadline)
+        masters = {address for address in self._masters if address}
+        if not masters:
+            return [StorageUnavailable("no node of the cluster can be reached")]
+        commands = [self._link(master).send(payload, accepts, deadline) for master in masters]
+        return [await command.future for command in commands]
+
     async def aclose(self) -> None:
         """See `Server.aclose`."""
         if self._discovery is not None:

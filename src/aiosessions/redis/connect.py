@@ -22,6 +22,14 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 MakeConnection = Callable[[], AbstractConnection]
 
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+
 
 def client_from_url(url: str) -> Redis:
     """A client with the settings of a URL. Servers list its connections as "aiosessions".
@@ -31,26 +39,36 @@ def client_from_url(url: str) -> Redis:
     """
     try:
         if _is_whole(url):
-            client = Redis.from_url(url, client_name="aiosessions")
+            client = Redis.from_url(_for_the_driver(url), client_name="aiosessions")
             maker(client)()  # refuses options that no connection has
             return client
     except (ValueError, TypeError, RedisError):
         pass
     message = (
-        "the URL is not understood; it is redis://[user:password@]host[:port][/database], "
-        "rediss://... for TLS, or unix://[user:password@]/path, then ?option=value&... as redis-py "
-        "has them; what is special in a user name or a password is quoted (%2F for a slash)"
+        "the URL is not understood; it is redis://[user:password@]host[:port][/database] or "
+        "valkey://..., rediss:// or valkeys:// for TLS, or unix://[user:password@]/path, then "
+        "?option=value&... as redis-py has them; what is special in a user name or a password is "
+        "quoted (%2F for a slash)"
     )
     raise ValueError(message)
+
+
+def _for_the_driver(url: str) -> str:
+    """The URL with the scheme by which redis-py knows it."""
+    scheme, separator, rest = url.partition("://")
+    return _SCHEMES[scheme] + separator + rest
 
 
 def _is_whole(url: str) -> bool:
     """Whether nothing of the URL would be lost on the driver, which ignores what it cannot use."""
     parts = urlsplit(url)
-    if parts.scheme in ("redis", "rediss"):
-        database = parts.path.removeprefix("/")
-        return not parts.fragment and (not database or database.isdecimal())
-    return not parts.fragment and parts.scheme == "unix"
+    database = parts.path.removeprefix("/")
+    database_is_number = not database or database.isdecimal()
+    return (
+        parts.scheme in _SCHEMES
+        and not parts.fragment
+        and (parts.scheme == "unix" or database_is_number)
+    )
 
 
 def maker(client: Redis) -> MakeConnection:

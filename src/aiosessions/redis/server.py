@@ -31,6 +31,16 @@ class Server(Protocol):
         """
         ...
 
+    async def call_each(
+        self, payload: bytes, accepts: frozenset[type], deadline: float
+    ) -> list[Any]:
+        """Send a packed command to every server that sessions live on.
+
+        Returns:
+            A reply, or an exception, from each.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close every connection."""
         ...
@@ -54,6 +64,13 @@ class SingleServer:
             link = self._link = Link(self._make_connection, self._timeout)
         command = link.send(payload, accepts, deadline)
         return await command.future, command.unsure
+
+    async def call_each(
+        self, payload: bytes, accepts: frozenset[type], deadline: float
+    ) -> list[Any]:
+        """See `Server.call_each`."""
+        reply, _ = await self.call(b"", payload, accepts, deadline)
+        return [reply]
 
     async def aclose(self) -> None:
         """See `Server.aclose`."""

@@ -32,6 +32,7 @@ from . import scripts
 from .cluster import Cluster
 from .connect import client_from_url, maker
 from .faults import redacted, translate
+from .health import ServerHealth, health_from_info
 from .home import Home
 from .server import Server, SingleServer
 
@@ -93,7 +94,8 @@ class RedisStorage(Storage[D], Generic[D]):
         """A storage with a client of its own, which `aclose` closes. Nothing connects yet.
 
         Args:
-            url: `redis://[user:password@]host[:port][/db]`, `rediss://...` for TLS or
+            url: `redis://[user:password@]host[:port][/db]` or `valkey://...`, `rediss://` or
+                `valkeys://` for TLS, or
                 `unix://[user:password@]/path[?db=n]`. Options of redis-py's connections can follow
                 as a query.
             ttl: As for the class; so are the rest.
@@ -124,7 +126,7 @@ class RedisStorage(Storage[D], Generic[D]):
         ttl = max(1, min(self._ttl, expires_at - now))
         if when is When.ALWAYS:
             payload = _pack(b"SET", key, record, b"PX", ttl)
-            reply, _ = await self._server.call(key, payload, _SIMPLE_STRING, deadline)
+            reply, _ = await self._server.call(key, payload, _STRING, deadline)
             _checked(reply)
         else:
             expected = session.revision.encode("ascii", "replace")
@@ -163,6 +165,23 @@ class RedisStorage(Storage[D], Generic[D]):
         if before is not None:
             as_utc(before, "before")
         return 0
+
+    async def ping(self) -> tuple[ServerHealth, ...]:
+        """Ask every server that sessions live on how it is: a readiness check, not a sixth verb.
+
+        Returns:
+            One for each master of a cluster, else one. Look at its `warnings`: they tell what
+            endangers sessions although the server answers.
+
+        Raises:
+            StorageUnavailable: A server cannot be reached, or the user may not run INFO.
+            StorageClosed: The storage is closed.
+        """
+        deadline = self._begin()
+        began = time.perf_counter()
+        replies = await self._server.call_each(_pack(b"INFO"), _STRING, deadline)
+        round_trip = time.perf_counter() - began
+        return tuple(health_from_info(_checked(reply), round_trip) for reply in replies)
 
     async def aclose(self) -> None:
         """See `Storage.aclose`. Closes the client if `from_url` made it; a borrowed one is not.
@@ -214,7 +233,7 @@ def _server_of(client: "Redis | RedisCluster", timeout: float) -> Server:
 
 
 _STRING_OR_NIL: Final[frozenset[type]] = frozenset({bytes, type(None)})
-_SIMPLE_STRING: Final[frozenset[type]] = frozenset({bytes})
+_STRING: Final[frozenset[type]] = frozenset({bytes})
 _INTEGER: Final[frozenset[type]] = frozenset({int})
 _UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
 
