@@ -13,8 +13,8 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Iterable
 from typing import Any, Final
 
 from redis.asyncio import RedisCluster
@@ -135,14 +135,21 @@ class Cluster:
             deadline = loop.time() + self._timeout / 4  # so that a hung node leaves time to ask on
             command = self._link(address).send(_CLUSTER_SLOTS, _ARRAY, deadline)
             reply = await command.future
-            if type(reply) is list and reply:
+            with contextlib.suppress(TypeError, ValueError, AttributeError):  # no map, or garbage
                 self._masters = self._read_map(reply, address)
                 self._discovered_at = loop.time()
                 break
         await self._retire()
 
-    def _read_map(self, rows: Iterable[Any], asked: Address) -> list[Address | None]:
-        """The master of each slot, from a reply to CLUSTER SLOTS."""
+    def _read_map(self, rows: Any, asked: Address) -> list[Address | None]:
+        """The master of each slot, from a reply to CLUSTER SLOTS.
+
+        Raises:
+            TypeError, ValueError, AttributeError: That is not what the reply is.
+        """
+        if not rows:
+            message = "no node serves any slot"
+            raise ValueError(message)
         masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, (host, port, *_), *_ in rows:
             # A node that does not know its own name means "where you reached me".

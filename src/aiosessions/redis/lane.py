@@ -17,7 +17,8 @@ Rules:
   still apply the first copy at any time, and a second one must not be acknowledged before that.
 - A command that the server refused as a read-only replica does, which ends the connection too, is
   sent once more, but not `unsure`: it has not been applied.
-- Every command has a deadline. As all get the same time, the oldest has the earliest.
+- Every command has a deadline, at which it fails. When it is the oldest one under way, it is not
+  waiting its turn: the connection is stuck.
 - What is under way is bounded, in commands and in bytes of commands and of expected replies.
   Whatever is beyond waits in the queue.
 - A command whose caller has gone away is never written.
@@ -184,23 +185,19 @@ class Lane:
         self._weight = 0
 
     def deadline(self) -> float | None:
-        """When the oldest command has to be answered; None if there is no command."""
-        oldest = self._under_way or self._queue
-        return oldest[0].deadline if oldest else None
+        """The earliest deadline; None if there is no command."""
+        return min((command.deadline for command in (*self._under_way, *self._queue)), default=None)
 
     def expire(self, now: float, error: Exception) -> bool:
         """Fail every command that is past its deadline.
 
         Returns:
-            Whether one of them was under way: the connection is stuck, and has to go.
+            Whether the connection is stuck, and has to go.
         """
         stuck = bool(self._under_way) and self._under_way[0].deadline <= now
-        for commands in (self._under_way, self._queue):
-            for command in commands:
-                if command.deadline > now:
-                    break
-                # It stays where it is: its reply, if it comes after all, is its own.
+        for command in (*self._under_way, *self._queue):
+            if command.deadline <= now:
+                # One under way stays where it is: its reply, if it comes after all, is its own.
                 command.resolve(error)
-        while self._queue and self._queue[0].future.done():
-            self._queue.popleft()
+        self._queue = deque(command for command in self._queue if not command.future.done())
         return stuck

@@ -16,6 +16,7 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -62,8 +63,8 @@ class Link:
             command.resolve(StorageClosed("the storage is closed"))
             return command
         self._lane.add(command)
-        if self._timer is None:
-            self._watch()
+        if self._timer is None or deadline < self._timer.when():
+            self._watch(deadline)
         if self._keeper is None:
             self._keeper = loop.create_task(self._keep(), name="aiosessions: connection")
         else:
@@ -100,7 +101,7 @@ class Link:
                 reason = await self._serve(connection)
                 self._failed(reason)
                 self._lane.disconnected(reason)
-                self._watch()
+                self._watch(self._lane.deadline())
         finally:
             self._keeper = None
 
@@ -122,7 +123,8 @@ class Link:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            await connection.disconnect(nowait=True)
+            _abort(connection)
+            await _disconnect(connection)
             raise
         return connection
 
@@ -137,11 +139,11 @@ class Link:
             return await self._doom
         finally:
             self._doom = None
+            _abort(connection)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            _abort(connection)
-            await connection.disconnect(nowait=True)
+            await _disconnect(connection)
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Give each reply to the command that it is for."""
@@ -188,20 +190,22 @@ class Link:
         if self._doom is not None and not self._doom.done():
             self._doom.set_result(error)
 
-    def _watch(self) -> None:
-        """Look again when the oldest command is due: one timer, however many there are."""
-        deadline = self._lane.deadline()
+    def _watch(self, deadline: float | None) -> None:
+        """Look again at the earliest deadline: one timer, however many commands there are."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if deadline is not None:
             self._timer = self._loop.call_at(deadline, self._check_deadlines)
 
     def _check_deadlines(self) -> None:
-        """Fail what is late; a connection on which something is late is stuck, and replaced."""
+        """Fail what is late, and replace a connection that is stuck."""
         self._timer = None
         error = TimeoutError()
         if self._lane.expire(self._loop.time(), error):
             self._give_up(error)  # and `_keep` watches on, when it has taken the connection down
         else:
-            self._watch()
+            self._watch(self._lane.deadline())
 
 
 def _abort(connection: AbstractConnection) -> None:
@@ -213,3 +217,9 @@ def _abort(connection: AbstractConnection) -> None:
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
     if transport is not None:
         transport.abort()
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    """Have a connection, which has gone already, let go of its streams."""
+    with contextlib.suppress(Exception):
+        await connection.disconnect(nowait=True)
