@@ -178,7 +178,17 @@ class SessionManager(Generic[D]):
     async def mutate(  # type: ignore[overload-overlap]  # None is told apart at run time, too
         self,
         id: str,
-        change: Callable[[Session[D]], Awaitable[None] | None],
+        change: Callable[[Session[D]], None],
+        *,
+        attempts: int = ...,
+        timeout: float = ...,
+    ) -> Session[D]: ...
+
+    @overload
+    async def mutate(  # type: ignore[overload-overlap]  # None is told apart at run time, too
+        self,
+        id: str,
+        change: Callable[[Session[D]], Awaitable[None]],
         *,
         attempts: int = ...,
         timeout: float = ...,
@@ -188,7 +198,17 @@ class SessionManager(Generic[D]):
     async def mutate(
         self,
         id: str,
-        change: Callable[[Session[D]], Awaitable[T] | T],
+        change: Callable[[Session[D]], Awaitable[T]],
+        *,
+        attempts: int = ...,
+        timeout: float = ...,
+    ) -> tuple[Session[D], T]: ...
+
+    @overload
+    async def mutate(
+        self,
+        id: str,
+        change: Callable[[Session[D]], T],
         *,
         attempts: int = ...,
         timeout: float = ...,

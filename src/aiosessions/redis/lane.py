@@ -26,6 +26,7 @@ Rules:
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -42,6 +43,7 @@ class OutOfStep(RedisError):
     """A reply cannot belong to the command that it is due for."""
 
 
+@dataclass(slots=True, eq=False)
 class Command:
     """A command, packed, and the future that its caller awaits.
 
@@ -55,24 +57,17 @@ class Command:
         future: What the caller awaits.
         unsure: It was under way on a connection that went, so it may have been applied before the
             reply that has come now.
+        tries: How often it has been written.
+        weight: The bytes that it counts for, while it is under way.
     """
 
-    __slots__ = ("accepts", "deadline", "future", "payload", "tries", "unsure", "weight")
-
-    def __init__(
-        self,
-        payload: bytes,
-        accepts: frozenset[type],
-        deadline: float,
-        future: "asyncio.Future[Any]",
-    ) -> None:
-        self.payload = payload
-        self.accepts = accepts
-        self.deadline = deadline
-        self.future = future
-        self.unsure = False
-        self.tries = 0
-        self.weight = 0
+    payload: bytes
+    accepts: frozenset[type]
+    deadline: float
+    future: asyncio.Future[Any]
+    unsure: bool = False
+    tries: int = 0
+    weight: int = 0
 
     def resolve(self, result: Any) -> None:
         """Hand the caller a reply or an exception, if it is still there."""

@@ -10,7 +10,7 @@ Invariants:
 
 import time
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, Self, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
@@ -35,6 +35,9 @@ from .faults import redacted, translate
 from .health import ServerHealth, health_from_info
 from .home import Home
 from .server import Server, SingleServer
+
+# `from_url` is called on the bare class, which has no type argument yet to take D from.
+E = TypeVar("E")
 
 
 class RedisStorage(Storage[D], Generic[D]):
@@ -87,10 +90,10 @@ class RedisStorage(Storage[D], Generic[D]):
         *,
         ttl: float | timedelta,
         key_prefix: str = "session:",
-        codec: Codec[D] = JsonCodec(),  # noqa: B008 - it has no state
+        codec: Codec[E] = JsonCodec(),  # noqa: B008 - it has no state
         timeout: float | timedelta = 5.0,
         clock: Clock = time,
-    ) -> Self:
+    ) -> "RedisStorage[E]":
         """A storage with a client of its own, which `aclose` closes. Nothing connects yet.
 
         Args:
@@ -108,10 +111,10 @@ class RedisStorage(Storage[D], Generic[D]):
             ValueError: As for the class, or the URL is not understood.
         """
         client = client_from_url(url)
-        storage = cls(
+        storage = cast("type[RedisStorage[E]]", cls)(
             client, ttl=ttl, key_prefix=key_prefix, codec=codec, timeout=timeout, clock=clock
         )
-        storage._owns_client = True
+        storage._owns_client = True  # noqa: SLF001 - it is our own
         return storage
 
     def __repr__(self) -> str:

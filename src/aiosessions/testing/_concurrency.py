@@ -1,6 +1,7 @@
-"""Many callers at once: one winner, no lost update, no session from the dead, nobody else's reply."""
+"""Many callers at once: one winner, no lost update, nothing from the dead, no reply for another."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import anyio
@@ -32,7 +33,7 @@ async def together(*actions: Callable[[], Awaitable[object]]) -> list[object]:
     return results
 
 
-async def increment(storage: Storage[Any], id: str) -> None:
+async def increment(storage: Storage[int], id: str) -> None:
     """Add one to a session's data: compare-and-set, until nobody was faster.
 
     Each conflict is the success of another increment, so there cannot be more than that.
@@ -40,6 +41,7 @@ async def increment(storage: Storage[Any], id: str) -> None:
     for _ in range(_INCREMENTS):
         session = await storage.load(id)
         await checkpoint()  # so that increments overlap even where verbs do not yield
+        assert session.data is not None
         session.data += 1
         try:
             await storage.store(session, when=When.UNCHANGED)
@@ -69,9 +71,7 @@ class Concurrency(Harness):
 
             results = await together(
                 *(
-                    lambda view=views[n % len(views)], rival=rival: view.store(
-                        rival, when=When.UNCHANGED
-                    )
+                    partial(views[n % len(views)].store, rival, when=When.UNCHANGED)
                     for n, rival in enumerate(rivals)
                 )
             )
@@ -91,9 +91,7 @@ class Concurrency(Harness):
 
             results = await together(
                 *(
-                    lambda view=views[n % len(views)], rival=rival: view.store(
-                        rival, when=When.ABSENT
-                    )
+                    partial(views[n % len(views)].store, rival, when=When.ABSENT)
                     for n, rival in enumerate(rivals)
                 )
             )
@@ -112,7 +110,7 @@ class Concurrency(Harness):
             await views[0].store(session)
 
             results = await together(
-                *(lambda view=views[n % len(views)]: view.delete(session.id) for n in range(6))
+                *(partial(views[n % len(views)].delete, session.id) for n in range(6))
             )
 
             assert sorted(map(repr, results)) == ["False"] * 5 + ["True"]
@@ -124,10 +122,7 @@ class Concurrency(Harness):
         await views[0].store(session)
 
         results = await together(
-            *(
-                lambda view=views[n % len(views)]: increment(view, session.id)
-                for n in range(_INCREMENTS)
-            )
+            *(partial(increment, views[n % len(views)], session.id) for n in range(_INCREMENTS))
         )
 
         assert results == [None] * _INCREMENTS
@@ -141,12 +136,10 @@ class Concurrency(Harness):
             session = new_session()
             await views[0].store(session)
             copy = await views[-1].load(session.id)
-            race = [
-                lambda copy=copy: views[-1].store(copy, when=when),
-                lambda session=session: views[0].delete(session.id),
-            ]
+            save = partial(views[-1].store, copy, when=when)
+            delete = partial(views[0].delete, session.id)
 
-            results = await together(*(race if number % 2 else reversed(race)))
+            results = await together(*((save, delete) if number % 2 else (delete, save)))
 
             assert True in results
             assert all(
@@ -205,7 +198,7 @@ class Concurrency(Harness):
 
     @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT], ids=lambda when: when.name)
     async def test_a_cancelled_store_is_whole_or_not_at_all(self, when: When) -> None:
-        """Wherever it is cancelled; and a caller whose store did not return has the old revision."""
+        """Wherever it is cancelled; and whoever got no answer still has the old revision."""
         storage = (await self._views())[0]
         for delay in range(_ROUNDS):
             session = new_session(data="whole")
@@ -237,11 +230,11 @@ class Concurrency(Harness):
             session = new_session(data=delay)
             await storage.store(session)
 
-            await self._cancelled_after(delay, lambda id=session.id: storage.load(id))
+            await self._cancelled_after(delay, partial(storage.load, session.id))
             assert content(await storage.load(bystander.id)) == content(bystander)
             assert content(await storage.load(session.id)) == content(session)
 
-            await self._cancelled_after(delay, lambda id=session.id: storage.delete(id))
+            await self._cancelled_after(delay, partial(storage.delete, session.id))
             assert content(await storage.load(bystander.id)) == content(bystander)
             await storage.delete(session.id)
 
@@ -277,7 +270,9 @@ class Concurrency(Harness):
                 content(session) == content(sessions[number]) for number, session in loaded.items()
             )
 
-    async def _cancelled_after(self, delay: int, verb: Callable[[], Awaitable[object]]) -> None:
+    async def _cancelled_after(
+        self, delay: int, verb: Callable[[], Coroutine[Any, Any, object]]
+    ) -> None:
         """Start a verb, and cancel it after so many turns of the event loop."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(verb)

@@ -275,6 +275,6 @@ class Expiring(Harness):
         await storage.store(session)
 
         with pytest.raises(InvalidSession):
-            await storage.delete_expired(datetime.max)
+            await storage.delete_expired(datetime.max)  # noqa: DTZ901 - that is the point
 
         assert not await is_gone(storage, session)

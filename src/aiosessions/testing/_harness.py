@@ -118,8 +118,8 @@ class FakeTime(Harness):
     Tests then take no time, and find an error of one millisecond.
     """
 
-    unit = 1000.0
-    tick = 0.001
+    unit: float = 1000.0
+    tick: float = 0.001
 
     @functools.cached_property
     def clock(self) -> FakeClock:

@@ -113,7 +113,7 @@ class Refusing(Harness):
 
     @pytest.mark.parametrize("id", _BAD_IDS.values(), ids=_BAD_IDS)
     async def test_a_bad_id_cannot_be_stored(self, id: str) -> None:
-        """What is not 1 to 256 visible ASCII characters is `InvalidSession`, whatever the `When`."""
+        """Whatever is not 1 to 256 visible ASCII characters is `InvalidSession`, at any `When`."""
         storage = await self.open()
         session = Session[Any](id=id, data="something")
 
@@ -226,7 +226,6 @@ class Refusing(Harness):
 
     async def test_a_codec_has_the_last_word_on_what_it_reads(self) -> None:
         """`CorruptSession` and `InvalidSession` that a codec raises reach the caller."""
-
         codec = SpoilingCodec()
         storage = await self.open(codec=codec)
         session = new_session()
@@ -254,8 +253,9 @@ class Refusing(Harness):
                 errors.append(error)
 
         def secret(suffix: str = "", **fields: Any) -> Session[Any]:
-            given = {"principal": hint, "metadata": {hint: hint}, "data": {hint: hint}} | fields
-            return Session(id=f"{hint}{new_session_id()}{suffix}", **given)
+            given: dict[str, Any] = {"metadata": {hint: hint}, "data": {hint: hint}}
+            id = f"{hint}{new_session_id()}{suffix}"
+            return Session(id=id, principal=hint, **(given | fields))
 
         storage = await self.open()
         stored, stale, never = secret(), secret(), secret()

@@ -202,6 +202,7 @@ class Storing(Harness):
         first = await storage.load(session.id)
         first.kind = "changed"
         first.metadata["b"] = "2"
+        assert first.data is not None
         first.data["list"].append(2)
 
         assert content(await storage.load(session.id)) == content(session)
@@ -209,12 +210,13 @@ class Storing(Harness):
     async def test_what_is_stored_is_a_copy(self) -> None:
         """Changing a session after it was stored does not change what is stored."""
         storage = await self.open()
-        session = new_session(kind="web", metadata={"a": "1"}, data={"list": [1]})
+        data = {"list": [1]}
+        session = new_session(kind="web", metadata={"a": "1"}, data=data)
 
         await storage.store(session)
         session.kind = "changed"
         session.metadata["b"] = "2"
-        session.data["list"].append(2)
+        data["list"].append(2)
         loaded = await storage.load(session.id)
 
         assert (loaded.kind, loaded.metadata, loaded.data) == ("web", {"a": "1"}, {"list": [1]})
