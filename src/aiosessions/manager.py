@@ -36,6 +36,7 @@ from .storage import Clock, Storage, When, milliseconds
 
 _log = logging.getLogger("aiosessions")
 T = TypeVar("T")
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 RETIRED = "aiosessions.retired"
 """The metadata key that marks a session whose id was rotated away; its value is the moment."""
@@ -69,10 +70,7 @@ class SessionManager(Generic[D]):
         self._storage = storage
         self._clock = clock
         self._max_lifetime = _optional(max_lifetime, "max_lifetime")
-        if (
-            self._max_lifetime
-            and self._max_lifetime > datetime.max.replace(tzinfo=UTC) - self._now()
-        ):
+        if self._max_lifetime and self._max_lifetime > _LATEST - self._now():
             message = "max_lifetime reaches beyond the year 9999; use None for no limit"
             raise ValueError(message)
         self._sweep_interval = _optional(sweep_interval, "sweep_interval")
@@ -144,7 +142,11 @@ class SessionManager(Generic[D]):
             CorruptSession: What is stored cannot be read.
             StorageUnavailable: The storage cannot be reached.
         """
-        return await self._storage.load(id)
+        session = await self._storage.load(id)
+        if RETIRED in session.metadata:
+            # No stored revision is empty, so no write can be based on this one.
+            session.revision = ""
+        return session
 
     async def save(self, session: Session[D]) -> None:
         """Store a session that was loaded or created, if nobody else has written it since.
@@ -158,9 +160,6 @@ class SessionManager(Generic[D]):
             InvalidSession: The session cannot be stored.
             StorageUnavailable: The storage cannot be reached; it may have been stored or not.
         """
-        if RETIRED in session.metadata:
-            message = "this id has been rotated away; write under the new one"
-            raise SessionConflict(message)
         saved = msgspec.structs.replace(session, updated_at=self._now())
         await self._storage.store(saved, when=When.UNCHANGED)
         session.updated_at, session.revision = saved.updated_at, saved.revision
@@ -245,7 +244,10 @@ class SessionManager(Generic[D]):
         """
         deadline = anyio.current_time() + timeout
         for attempt in itertools.count(1):
-            session = await self._storage.load(id)
+            session = await self.get(id)
+            if not session.revision:
+                message = "this id has been rotated away; changes go to the new one"
+                raise SessionConflict(message)
             value = change(session)
             if inspect.isawaitable(value):
                 value = await value
@@ -257,7 +259,7 @@ class SessionManager(Generic[D]):
             except SessionConflict:
                 wait = random.uniform(0, 0.001 * 2 ** min(attempt, 6))  # noqa: S311 - only jitter
                 late = anyio.current_time() + wait >= deadline
-                if late or attempt >= attempts or RETIRED in session.metadata:
+                if late or attempt >= attempts:
                     raise
                 await anyio.sleep(wait)
             else:
@@ -283,8 +285,8 @@ class SessionManager(Generic[D]):
             StorageUnavailable: The storage cannot be reached. The old id works on, at least for
                 `grace` seconds.
         """
-        stored = await self._storage.load(session.id)
-        if stored.revision != session.revision or RETIRED in stored.metadata:
+        stored = await self.get(session.id)
+        if stored.revision != session.revision or not stored.revision:
             message = "the session was written or rotated since it was loaded"
             raise SessionConflict(message)
         now = self._now()
@@ -298,7 +300,7 @@ class SessionManager(Generic[D]):
         await self._storage.store(rotated, when=When.ABSENT)
         # What is retired is what was stored: the object at hand may have the new rights already.
         stored.metadata[RETIRED] = now.isoformat()
-        end = now + self._grace
+        end = now + min(self._grace, _LATEST - now)
         stored.expires_at = end if stored.expires_at is None else min(end, stored.expires_at)
         try:
             await self._storage.store(stored, when=When.UNCHANGED)

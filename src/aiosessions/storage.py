@@ -10,7 +10,6 @@ Invariants of every storage, which `aiosessions.testing.StorageContract` checks:
 """
 
 import enum
-import math
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self
@@ -18,7 +17,7 @@ from typing import Protocol, Self
 from .session import D, Session
 
 # 10,000 years: room for whatever is meant as "for ever", and far from overflowing a server's clock.
-_MAX_TTL_MS = 10_000 * 366 * 86_400_000
+_LONGEST = 10_000 * 366 * 86_400
 
 
 class When(enum.Enum):
@@ -128,13 +127,16 @@ def milliseconds(duration: float | timedelta, what: str) -> int:
 
     Raises:
         TypeError: It is no number and no timedelta.
-        ValueError: It is not finite, not at least one millisecond, or over 10,000 years.
+        ValueError: It is less than one millisecond, over 10,000 years, or not finite.
     """
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         message = f"{what} is a number of seconds or a timedelta, not {type(duration).__name__}"
         raise TypeError(message)
-    if not (math.isfinite(seconds) and 1 <= round(seconds * 1000) <= _MAX_TTL_MS):
-        message = f"{what} must be at least one millisecond, and finite, not {seconds} s"
+    # The bound first: neither NaN, infinity nor a huge integer can be multiplied and rounded.
+    if not 0 < seconds <= _LONGEST or round(seconds * 1000) < 1:
+        message = (
+            f"{what} must be at least one millisecond and at most 10,000 years, not {seconds} s"
+        )
         raise ValueError(message)
     return round(seconds * 1000)

@@ -37,13 +37,16 @@ def client_from_url(url: str) -> Redis:
     Raises:
         ValueError: The URL is not understood. What it holds may be a password: it is not quoted.
     """
+    if not isinstance(url, str):
+        message = f"the URL is a str, not {type(url).__name__}"
+        raise TypeError(message)
     try:
-        if _is_whole(url):
-            client = Redis.from_url(_for_the_driver(url), client_name="aiosessions")
-            maker(client)()  # refuses options that no connection has
-            return client
+        client = Redis.from_url(_for_the_driver(url), client_name="aiosessions")
+        maker(client)()  # refuses options that no connection has
     except (ValueError, TypeError, RedisError):
         pass
+    else:
+        return client
     message = (
         "the URL is not understood; it is redis://[user:password@]host[:port][/database] or "
         "valkey://..., rediss:// or valkeys:// for TLS, or unix://[user:password@]/path, then "
@@ -54,21 +57,19 @@ def client_from_url(url: str) -> Redis:
 
 
 def _for_the_driver(url: str) -> str:
-    """The URL with the scheme by which redis-py knows it."""
-    scheme, separator, rest = url.partition("://")
-    return _SCHEMES[scheme] + separator + rest
+    """The URL with the scheme by which redis-py knows it.
 
-
-def _is_whole(url: str) -> bool:
-    """Whether nothing of the URL would be lost on the driver, which ignores what it cannot use."""
+    Raises:
+        ValueError: Something of it would be lost on the driver, which ignores what it cannot use.
+    """
+    scheme, _, rest = url.partition("://")
+    known = _SCHEMES.get(scheme.lower())
     parts = urlsplit(url)
     database = parts.path.removeprefix("/")
-    database_is_number = not database or database.isdecimal()
-    return (
-        parts.scheme in _SCHEMES
-        and not parts.fragment
-        and (parts.scheme == "unix" or database_is_number)
-    )
+    has_place = bool(database) if known == "unix" else not database or database.isdecimal()
+    if known is None or not has_place or parts.fragment or not url.isprintable() or " " in url:
+        raise ValueError
+    return f"{known}://{rest}"
 
 
 def maker(client: Redis) -> MakeConnection:

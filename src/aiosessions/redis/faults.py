@@ -49,15 +49,19 @@ _CODE = re.compile(r"\b[A-Z]{3,}\b")
 _QUOTED = re.compile(r"""'(?![a-z|]+')[^']*'|"[^"]*"|`(?![a-z|]+`)[^`]*`|\(.*\)""", re.DOTALL)
 
 
-def translate(error: Exception) -> SessionError:
-    """The error of ours that says what `error` means; one of ours stays as it is."""
+def translated(error: Exception) -> SessionError:
+    """The error of ours that says what `error` means, chained to it; a new one for each caller."""
     if isinstance(error, SessionError):
-        return error
+        return type(error)(*error.args)
     text = str(error)
     code = _code(error, text)
+    ours: SessionError
     if code == "WRONGTYPE":
-        return CorruptSession("the key holds no string, hence no session record")
-    return StorageUnavailable(_REFUSALS.get(code) or _cause(error, code, text))
+        ours = CorruptSession("the key holds no string, hence no session record")
+    else:
+        ours = StorageUnavailable(_REFUSALS.get(code) or _cause(error, code, text))
+    ours.__cause__ = _redacted(error)
+    return ours
 
 
 def _cause(error: Exception, code: str, text: str) -> str:
@@ -72,7 +76,7 @@ def _cause(error: Exception, code: str, text: str) -> str:
     return f"the connection to the server failed ({type(error).__name__})"
 
 
-def redacted(error: Exception) -> Exception:
+def _redacted(error: Exception) -> Exception:
     """What to chain to: `error`, or one in its place if it quotes more than a command's name."""
     text = str(error)
     safe = _QUOTED.sub("'...'", text)
@@ -86,6 +90,8 @@ def _code(error: Exception, text: str) -> str:
     if not isinstance(error, RedisError):
         return ""
     code = getattr(error, "status_code", None) or text.partition(" ")[0]
+    if "user executing the script can't run" in text or "ACL failure in script" in text:
+        return "NOPERM"
     if code == "ERR" or "running script" in text:
         # Redis before 7 reports what a command in a script raised inside a message of its own.
         code = next((word for word in _CODE.findall(text) if word in _KNOWN), "ERR")

@@ -180,8 +180,19 @@ class Lane:
         self._weight = 0
 
     def deadline(self) -> float | None:
-        """The earliest deadline; None if there is no command."""
-        return min((command.deadline for command in (*self._under_way, *self._queue)), default=None)
+        """The earliest deadline that matters; None if there is none.
+
+        That is a waiting caller's, or the oldest command's under way, whose caller may be gone: it
+        shows whether the connection is stuck.
+        """
+        deadlines = [
+            command.deadline
+            for command in (*self._under_way, *self._queue)
+            if not command.future.done()
+        ]
+        if self._under_way:
+            deadlines.append(self._under_way[0].deadline)
+        return min(deadlines, default=None)
 
     def expire(self, now: float, error: Exception) -> bool:
         """Fail every command that is past its deadline.

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from ..errors import StorageClosed
@@ -65,7 +66,7 @@ class Link:
         self._lane.add(command)
         if self._timer is None or deadline < self._timer.when():
             self._watch(deadline)
-        if self._keeper is None:
+        if self._keeper is None or self._keeper.done():
             self._keeper = loop.create_task(self._keep(), name="aiosessions: connection")
         else:
             self._wake()
@@ -89,21 +90,15 @@ class Link:
 
     async def _keep(self) -> None:
         """Connect, and stay connected, while there is something to do."""
-        try:
-            while len(self._lane):
-                await asyncio.sleep(self._not_before - self._loop.time())
-                try:
-                    connection = await self._connect()
-                except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be served
-                    self._failed(error)
-                    self._lane.fail(error)
-                    continue
-                reason = await self._serve(connection)
-                self._failed(reason)
-                self._lane.disconnected(reason)
-                self._watch(self._lane.deadline())
-        finally:
-            self._keeper = None
+        while len(self._lane):
+            await asyncio.sleep(self._not_before - self._loop.time())
+            try:
+                connection = await self._connect()
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be served
+                self._failed(error)
+                self._lane.fail(error)
+            else:
+                await self._serve(connection)
 
     def _failed(self, error: Exception) -> None:
         """Space the next attempt, the longer the more have failed in a row; tell it once.
@@ -128,22 +123,29 @@ class Link:
             raise
         return connection
 
-    async def _serve(self, connection: AbstractConnection) -> Exception:
-        """Exchange commands and replies until something is wrong; says what."""
+    async def _serve(self, connection: AbstractConnection) -> None:
+        """Exchange commands and replies until something is wrong."""
         self._doom = self._loop.create_future()
         tasks = [
             self._loop.create_task(self._read(connection), name="aiosessions: reader"),
             self._loop.create_task(self._write(connection), name="aiosessions: writer"),
         ]
+        reason: Exception = RedisConnectionError("the task that keeps the connection was cancelled")
         try:
-            return await self._doom
+            reason = await self._doom
         finally:
             self._doom = None
             _abort(connection)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            await _disconnect(connection)
+            # From here on nothing is read or written, so nothing may stay under way.
+            self._failed(reason)
+            self._lane.disconnected(reason)
+            self._watch(self._lane.deadline())
+            try:
+                await asyncio.wait(tasks)
+            finally:
+                await _disconnect(connection)
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Give each reply to the command that it is for."""

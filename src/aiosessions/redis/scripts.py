@@ -1,8 +1,8 @@
 """The conditional writes, as scripts that run atomically on the server.
 
-They are plain Lua 5.1 on one key with GETRANGE, SET and DEL, so they work on Redis from 6.2 and on
-every Valkey, standalone and in a cluster. A native compare-and-set would not do: `SET ... IFEQ`
-compares the whole value, not a revision, and exists on the newest servers only.
+They are plain Lua 5.1 on one key with GETRANGE, GETEX, SET and DEL, so they work on Redis from 6.2
+and on every Valkey, standalone and in a cluster. A native compare-and-set would not do:
+`SET ... IFEQ` compares the whole value, not a revision, and exists on the newest servers only.
 
 Each takes the caller's time, in milliseconds since the epoch, since a loaded session may outlive
 its deadline on the server (see docs/stored-form.md), and whoever is past it is absent.
@@ -38,27 +38,41 @@ STORE: Final = _script("""
 -- ARGV: "absent", "present" or "unchanged"; the record; its TTL and the time, in milliseconds;
 -- the expected revision.
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
-local revision = string.sub(head, 2, 17)
-local found = false
-if head ~= '' then
-  local deadline = tonumber(string.sub(head, 18, 32))
-  if #head < 32 or string.sub(head, 1, 1) ~= '1' or not deadline then
+
+-- What a read-only replica knows may be old, so it must not say "no". Without an option GETEX only
+-- reads, but as it could write, a replica refuses it. It is not asked before SET: once a script
+-- has run a command that could write, the server lets it exceed its memory limit.
+local function refuse(status)
+  if redis.call('GETEX', KEYS[1]) == '' then
     return -3
   end
-  -- Sent again because the reply was lost: it has been written already.
-  if revision == string.sub(ARGV[2], 2, 17) then
+  return status
+end
+
+if head == '' then
+  if ARGV[1] == 'absent' and redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3], 'NX') then
     return 1
   end
-  found = deadline > tonumber(ARGV[4])
+  return refuse(0)
 end
+local deadline = tonumber(string.sub(head, 18, 32))
+if #head < 32 or string.sub(head, 1, 1) ~= '1' or not deadline then
+  return refuse(-3)
+end
+local revision = string.sub(head, 2, 17)
+-- Sent again because the reply was lost: it has been written already.
+if revision == string.sub(ARGV[2], 2, 17) then
+  return 1
+end
+local found = deadline > tonumber(ARGV[4])
 if ARGV[1] == 'absent' then
   if found then
-    return -1
+    return refuse(-1)
   end
 elseif not found then
-  return 0
+  return refuse(0)
 elseif ARGV[1] == 'unchanged' and revision ~= ARGV[5] then
-  return -2
+  return refuse(-2)
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1

@@ -31,7 +31,7 @@ from ..storage import Clock, Storage, When, milliseconds
 from . import scripts
 from .cluster import Cluster
 from .connect import client_from_url, maker
-from .faults import redacted, translate
+from .faults import translated
 from .health import ServerHealth, health_from_info
 from .home import Home
 from .server import Server, SingleServer
@@ -57,6 +57,7 @@ class RedisStorage(Storage[D], Generic[D]):
 
     Raises:
         ValueError: `ttl` or `timeout` is not positive, or `key_prefix` does not end with ":".
+        TypeError: An argument is of another type.
     """
 
     def __init__(
@@ -69,6 +70,9 @@ class RedisStorage(Storage[D], Generic[D]):
         timeout: float | timedelta = 5.0,
         clock: Clock = time,
     ) -> None:
+        if not isinstance(key_prefix, str):
+            message = f"key_prefix is a str, not {type(key_prefix).__name__}"
+            raise TypeError(message)
         if not key_prefix.endswith(":"):
             message = f"key_prefix must end with ':', and {key_prefix!r} does not"
             raise ValueError(message)
@@ -250,7 +254,7 @@ def _pack(*command: bytes | str | int) -> bytes:
 def _checked(reply: Any) -> Any:
     """The reply, if it is one, and not an exception that stands in its place."""
     if isinstance(reply, Exception):
-        raise translate(reply) from redacted(reply)
+        raise translated(reply)
     return reply
 
 

@@ -3,7 +3,9 @@
 A storage is tested by subclassing a contract and giving one fixture, here or in a conftest.py:
 
     import pytest
+    from aiosessions import JsonCodec
     from aiosessions.testing import StorageContract
+    from my_storage import MyStorage
 
     class TestMyStorage(StorageContract):
         @pytest.fixture
@@ -33,9 +35,15 @@ pytest, and beside pytest-asyncio or anyio's plugin in any mode. `backend = "tri
 runs them on trio. Objects that belong to an event loop (clients, connections) must be made inside
 the factory, not in an async fixture, whose loop is another one.
 
-Time is real by default: tests sleep for a few `unit`s (seconds), with a margin of one; a backend
-that counts in whole seconds wants `unit = 2`. A storage that takes a `Clock` is tested at once, and
-to the millisecond:
+Time is real by default: tests sleep for a few `unit`s, and look for what must still be there one
+`tick` before its end. Both are a quarter of a second; a slow machine, or a backend that counts in
+whole seconds, wants `unit = tick = 2.0`. A storage that takes a `Clock` is tested at once, and to
+the millisecond:
+
+    import pytest
+    from aiosessions import JsonCodec
+    from aiosessions.testing import FakeTime, StorageContract
+    from my_storage import MyStorage
 
     class TestMyStorage(FakeTime, StorageContract):
         @pytest.fixture

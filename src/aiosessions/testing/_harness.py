@@ -118,8 +118,8 @@ class FakeTime(Harness):
     Tests then take no time, and find an error of one millisecond.
     """
 
-    unit: float = 1000.0
-    tick: float = 0.001
+    unit: ClassVar[float] = 1000.0
+    tick: ClassVar[float] = 0.001
 
     @functools.cached_property
     def clock(self) -> FakeClock:
