@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import CorruptSession, SessionNotFound
+from .errors import CorruptSession, InvalidSession, SessionError, SessionNotFound
 from .session import D, Session, as_utc, check_id, epoch_milliseconds
 
 if TYPE_CHECKING:
@@ -44,15 +44,20 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     """
     check_id(session.id)
     expires_at = session.expires_at and as_utc(session.expires_at, "expires_at")
-    payload = codec.encode(
-        msgspec.structs.replace(
-            session,
-            created_at=as_utc(session.created_at, "created_at"),
-            updated_at=as_utc(session.updated_at, "updated_at"),
-            expires_at=expires_at,
-            revision="",  # it lives in the header alone
-        )
+    stored = msgspec.structs.replace(
+        session,
+        created_at=as_utc(session.created_at, "created_at"),
+        updated_at=as_utc(session.updated_at, "updated_at"),
+        expires_at=expires_at,
+        revision="",  # it lives in the header alone
     )
+    try:
+        payload = bytes(codec.encode(stored))
+    except SessionError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
+        # Not chained to: what it says may quote the payload.
+        raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
     revision = secrets.token_urlsafe(12)
     deadline = NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
     return revision, deadline, b"%b%b%015d%b" % (VERSION, revision.encode(), deadline, payload)
@@ -73,10 +78,15 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: int) -> Session[D]:
     """
     if deadline_of(record) <= now:
         raise SessionNotFound(NOT_FOUND)
-    session = codec.decode(record[HEADER_BYTES:])
-    if session.id != id:
-        message = "another session is stored under the id that was asked for"
-        raise CorruptSession(message)
+    try:
+        session = codec.decode(record[HEADER_BYTES:])
+        is_the_one = session.id == id
+    except SessionError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
+        raise CorruptSession(f"the codec failed with {type(error).__name__}") from None
+    if not is_the_one:
+        raise CorruptSession("another session is stored under the id that was asked for")
     session.revision = revision_of(record)
     return session
 

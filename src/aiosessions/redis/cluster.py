@@ -21,7 +21,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, ResponseError
 
-from ..errors import SessionError, StorageUnavailable
+from ..errors import SessionError, StorageClosed, StorageUnavailable
 from .connect import node_maker
 from .link import Link
 
@@ -46,45 +46,55 @@ class Cluster:
         self._masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._discovery: asyncio.Task[None] | None = None
         self._discovered_at = float("-inf")
+        self._closed = False
 
     async def call(
         self, key: bytes, payload: bytes, accepts: frozenset[type], deadline: float
     ) -> tuple[Any, bool]:
         """See `Server.call`."""
         slot = key_slot(key)
-        address = self._masters[slot]
-        if address is None:
+        if self._masters[slot] is None:
             await self._discover(deadline)
-            address = self._masters[slot]
+        address = self._masters[slot]
         reply: Any = StorageUnavailable("no reachable node of the cluster serves this key")
         unsure = False
         asking = False
         for _ in range(_MAX_REDIRECTS):
             if address is None:
                 break
+            if self._closed:
+                return StorageClosed("the storage was closed"), unsure
             link = self._link(address)
             if asking:
                 link.send(_ASKING, _SIMPLE_STRING, deadline)
             command = link.send(payload, accepts, deadline)
             reply = await command.future
             unsure = unsure or command.unsure
-            asking = isinstance(reply, AskError) and not isinstance(reply, MovedError)
             if type(reply) in accepts:
                 break
-            if isinstance(reply, AskError):
-                address = (reply.host or address[0], reply.port)
-                if not asking:
-                    self._masters[slot] = address
-                    self._discover_soon()
-            elif isinstance(reply, ResponseError | SessionError | TimeoutError):
-                break
-            else:
-                # The node is gone. If another one has taken its place, the others know.
-                await self._discover(deadline)
-                gone, address = address, self._masters[slot]
-                if address == gone:
-                    break
+            asking = isinstance(reply, AskError) and not isinstance(reply, MovedError)
+            address = await self._next(reply, slot, address, deadline)
         return reply, unsure
+
+    async def _next(
+        self, reply: Exception, slot: int, asked: Address, deadline: float
+    ) -> Address | None:
+        """Where to send a command that got this error; None if nowhere."""
+        if isinstance(reply, AskError):
+            address = self._address(reply.host, reply.port, asked)
+            if isinstance(reply, MovedError):
+                self._masters[slot] = address
+                self._discover_soon()
+            return address
+        if isinstance(reply, TimeoutError):
+            self._discover_soon()  # too late for this command; others may have more luck
+            return None
+        if isinstance(reply, ResponseError | SessionError):
+            return None
+        # The node is gone. If another one has taken its place, the others know.
+        await self._discover(deadline)
+        address = self._masters[slot]
+        return address if address != asked else None
 
     async def call_each(
         self, payload: bytes, accepts: frozenset[type], deadline: float
@@ -99,6 +109,7 @@ class Cluster:
 
     async def aclose(self) -> None:
         """See `Server.aclose`."""
+        self._closed = True
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.wait([self._discovery])
@@ -115,7 +126,7 @@ class Cluster:
         """Have the map discovered if that was not done just now."""
         loop = asyncio.get_running_loop()
         idle = self._discovery is None or self._discovery.done()
-        if idle and loop.time() - self._discovered_at >= _DISCOVERY_INTERVAL:
+        if idle and not self._closed and loop.time() - self._discovered_at >= _DISCOVERY_INTERVAL:
             self._discovery = loop.create_task(self._ask_nodes(), name="aiosessions: cluster map")
 
     async def _discover(self, deadline: float) -> None:
@@ -152,11 +163,15 @@ class Cluster:
             raise ValueError(message)
         masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, (host, port, *_), *_ in rows:
-            # A node that does not know its own name means "where you reached me".
-            name = host.decode() if host and host != b"?" else asked[0]
-            address = self._client.nodes_manager.remap_host_port(name, port)
+            address = self._address(host.decode() if host else "", port, asked)
             masters[first : last + 1] = [address] * (last + 1 - first)
         return masters
+
+    def _address(self, host: str, port: int, asked: Address) -> Address:
+        """Where to reach a node, from what the node that was asked calls it."""
+        # One that does not know a name means "where you reached me".
+        name = host if host not in ("", "?") else asked[0]
+        return self._client.nodes_manager.remap_host_port(name, port)
 
     async def _retire(self) -> None:
         """Close what is connected to no master, once nothing is under way there."""

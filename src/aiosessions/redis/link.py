@@ -98,6 +98,10 @@ class Link:
                 self._failed(error)
                 self._lane.fail(error)
             else:
+                if self._closed:  # up to Python 3.11, asyncio.wait_for can swallow a cancellation
+                    _abort(connection)
+                    await _disconnect(connection)
+                    break
                 await self._serve(connection)
 
     def _failed(self, error: Exception) -> None:
@@ -159,6 +163,11 @@ class Link:
                     # for its own timeout and returns None, which would pass for "not found".
                     reply: Any = await read_response(disable_decoding=True)
                 except ReadOnlyError:
+                    raise
+                except RedisConnectionError as error:
+                    # What Sentinel's connections make of a ReadOnlyError.
+                    if isinstance(error.__context__, ReadOnlyError):
+                        raise error.__context__ from None
                     raise
                 except ResponseError as error:
                     reply = error.with_traceback(None)

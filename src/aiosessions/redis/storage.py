@@ -10,7 +10,7 @@ Invariants:
 
 import time
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 import hiredis
 from redis.asyncio import Redis, RedisCluster
@@ -36,8 +36,14 @@ from .health import ServerHealth, health_from_info
 from .home import Home
 from .server import Server, SingleServer
 
-# `from_url` is called on the bare class, which has no type argument yet to take D from.
-E = TypeVar("E")
+if TYPE_CHECKING:  # as for D; `from_url` is called on the bare class, which has no D yet
+    from typing_extensions import TypeVar
+
+    E = TypeVar("E", default=Any)
+else:
+    from typing import TypeVar
+
+    E = TypeVar("E")
 
 
 class RedisStorage(Storage[D], Generic[D]):
