@@ -93,8 +93,8 @@ class Cluster:
             return None
         # The node is gone. If another one has taken its place, the others know.
         await self._discover(deadline)
-        address = self._masters[slot]
-        return address if address != asked else None
+        successor = self._masters[slot]
+        return successor if successor != asked else None
 
     async def call_each(
         self, payload: bytes, accepts: frozenset[type], deadline: float
