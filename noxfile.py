@@ -83,7 +83,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy and pyright, and that the public interface is typed completely."""
-    session.install("-e", ".", *_group("tests", "demo", "types"))
+    session.install("-e", ".", *_group("tests", "demo", "bench", "types"))
     session.run("mypy")
     # Else it asks the network whether there is a newer pyright.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -113,3 +113,10 @@ def demo(session: nox.Session) -> None:
     """Run the demonstration."""
     session.install("-e", ".", *_group("demo"))
     session.run("python", "examples/mcp_proxy/demo.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: everything, or `nox -s bench -- load --quick`; `-- --help` shows the rest."""
+    session.install("-e", ".", *_group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)

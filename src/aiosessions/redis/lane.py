@@ -26,6 +26,7 @@ Rules:
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -171,13 +172,22 @@ class Lane:
         self._weight = 0
         self._queue.extendleft(reversed(again))
 
-    def fail(self, error: Exception) -> None:
-        """Give up on every command."""
-        for command in (*self._under_way, *self._queue):
+    def waiting(self) -> tuple[Command, ...]:
+        """The commands that have not been written."""
+        return tuple(self._queue)
+
+    def fail(self, error: Exception, commands: Iterable[Command] | None = None) -> None:
+        """Give up on these commands; on all by default, also on those under way."""
+        if commands is None:
+            commands = (*self._under_way, *self._queue)
+            self._under_way.clear()
+            self._weight = 0
+        for command in commands:
             command.resolve(error)
-        self._under_way.clear()
-        self._queue.clear()
-        self._weight = 0
+        self._drop_resolved()
+
+    def _drop_resolved(self) -> None:
+        self._queue = deque(command for command in self._queue if not command.future.done())
 
     def deadline(self) -> float | None:
         """The earliest deadline that matters; None if there is none.
@@ -205,5 +215,5 @@ class Lane:
             if command.deadline <= now:
                 # One under way stays where it is: its reply, if it comes after all, is its own.
                 command.resolve(error)
-        self._queue = deque(command for command in self._queue if not command.future.done())
+        self._drop_resolved()
         return stuck

@@ -12,7 +12,8 @@ Invariants:
 - While there is anything to do, or a connection is up, there is one keeper task, which owns the
   connection, its reader and its writer, and closes them. `aclose` ends it.
 - No more than one attempt to connect is under way, and failed attempts are spaced by a growing,
-  jittered pause. A failed attempt fails what was waiting for it.
+  jittered pause. A failed attempt fails what was waiting when it began; what has come since is
+  worth another one.
 """
 
 import asyncio
@@ -92,11 +93,12 @@ class Link:
         """Connect, and stay connected, while there is something to do."""
         while len(self._lane):
             await asyncio.sleep(self._not_before - self._loop.time())
+            waiting = self._lane.waiting()
             try:
                 connection = await self._connect()
             except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be served
                 self._failed(error)
-                self._lane.fail(error)
+                self._lane.fail(error, waiting)
             else:
                 if self._closed:  # up to Python 3.11, asyncio.wait_for can swallow a cancellation
                     _abort(connection)
@@ -111,7 +113,7 @@ class Link:
         """
         if self._failures == 0 and len(self._lane):
             _log.warning("a connection to the server ended: %s", type(error).__name__)
-        longest = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
+        longest = min(_FIRST_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
         pause = random.uniform(longest / 2, longest)  # noqa: S311 - only jitter
         self._not_before = self._loop.time() + pause
         self._failures += 1
@@ -182,12 +184,13 @@ class Link:
         """Write whatever is queued, as much as there is room for; then wait for more of either."""
         lane = self._lane
         try:
-            while True:
+            while connection.is_connected:  # else redis-py would connect it again, unasked
                 if batch := lane.next_batch():
                     await connection.send_packed_command(batch, check_health=False)
                 else:
                     self._work = self._loop.create_future()
                     await self._work
+            self._give_up(RedisConnectionError("the connection has been closed"))
         except Exception as error:  # noqa: BLE001 - drivers raise AttributeError and the like, too
             self._give_up(error)
 

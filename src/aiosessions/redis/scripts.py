@@ -35,9 +35,16 @@ UNREADABLE: Final = -3
 
 STORE: Final = _script("""
 -- KEYS: the session's key.
--- ARGV: "absent", "present" or "unchanged"; the record; its TTL and the time, in milliseconds;
--- the expected revision.
+-- ARGV: "absent", "present" or "unchanged"; the record; its TTL in milliseconds; the time, with 15
+-- digits, so that as text it compares with deadlines; the format version and the expected revision.
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
+
+-- By far the most frequent case, first and in the fewest steps.
+if string.sub(head, 1, 17) == ARGV[5] and string.sub(head, 18, 32) > ARGV[4]
+    and ARGV[1] == 'unchanged' and #head == 32 then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return 1
+end
 
 -- What a read-only replica knows may be old, so it must not say "no". Without an option GETEX only
 -- reads, but as it could write, a replica refuses it. It is not asked before SET: once a script
@@ -55,23 +62,21 @@ if head == '' then
   end
   return refuse(0)
 end
-local deadline = tonumber(string.sub(head, 18, 32))
-if #head < 32 or string.sub(head, 1, 1) ~= '1' or not deadline then
+if #head < 32 or string.sub(head, 1, 1) ~= '1' or string.find(head, '%D', 18) then
   return refuse(-3)
 end
-local revision = string.sub(head, 2, 17)
 -- Sent again because the reply was lost: it has been written already.
-if revision == string.sub(ARGV[2], 2, 17) then
+if string.sub(head, 2, 17) == string.sub(ARGV[2], 2, 17) then
   return 1
 end
-local found = deadline > tonumber(ARGV[4])
+local found = string.sub(head, 18, 32) > ARGV[4]
 if ARGV[1] == 'absent' then
   if found then
     return refuse(-1)
   end
 elseif not found then
   return refuse(0)
-elseif ARGV[1] == 'unchanged' and revision ~= ARGV[5] then
+elseif ARGV[1] == 'unchanged' then
   return refuse(-2)
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])

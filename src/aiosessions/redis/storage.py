@@ -25,7 +25,7 @@ from ..errors import (
     StorageClosed,
     StorageUnavailable,
 )
-from ..record import NOT_FOUND, seal, unseal
+from ..record import NOT_FOUND, VERSION, seal, unseal
 from ..session import D, Session, as_utc, check_id
 from ..storage import Clock, Storage, When, milliseconds
 from . import scripts
@@ -142,8 +142,8 @@ class RedisStorage(Storage[D], Generic[D]):
             reply, _ = await self._server.call(key, payload, _STRING, deadline)
             _checked(reply)
         else:
-            expected = session.revision.encode("ascii", "replace")
-            arguments = (When(when).value, record, ttl, now, expected)
+            expected = VERSION + session.revision.encode("ascii", "replace")
+            arguments = (When(when).value, record, ttl, b"%015d" % now, expected)
             status, unsure = await self._run(deadline, scripts.STORE, key, *arguments)
             if status != scripts.WRITTEN:
                 raise _refusal(status, unsure=unsure)

