@@ -20,6 +20,7 @@ from ..codec import Codec, JsonCodec
 from ..errors import (
     CorruptSession,
     SessionConflict,
+    SessionError,
     SessionExists,
     SessionNotFound,
     StorageClosed,
@@ -140,7 +141,8 @@ class RedisStorage(Storage[D], Generic[D]):
         if when is When.ALWAYS:
             payload = _pack(b"SET", key, record, b"PX", ttl)
             reply, _ = await self._server.call(key, payload, _STRING, deadline)
-            _checked(reply)
+            if _checked(reply) != b"OK":
+                raise StorageUnavailable(_NONSENSE)
         else:
             expected = VERSION + session.revision.encode("ascii", "replace")
             arguments = (When(when).value, record, ttl, b"%015d" % now, expected)
@@ -168,9 +170,11 @@ class RedisStorage(Storage[D], Generic[D]):
         """
         deadline = self._begin()
         existed, unsure = await self._run(deadline, scripts.DELETE, self._key(id), self._time())
+        if existed not in (0, 1):
+            raise StorageUnavailable(_NONSENSE)
         if unsure and not existed:
             raise StorageUnavailable(_UNKNOWN)
-        return bool(existed)
+        return existed == 1
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         """0, without asking the server, which expires sessions by itself."""
@@ -220,7 +224,7 @@ class RedisStorage(Storage[D], Generic[D]):
         return self._key_prefix + id.encode()
 
     def _time(self) -> int:
-        return round(self._clock.time() * 1000)
+        return max(0, round(self._clock.time() * 1000))
 
     async def _run(
         self, deadline: float, script: scripts.Script, key: bytes, *args: Any
@@ -248,6 +252,7 @@ def _server_of(client: "Redis | RedisCluster", timeout: float) -> Server:
 _STRING_OR_NIL: Final[frozenset[type]] = frozenset({bytes, type(None)})
 _STRING: Final[frozenset[type]] = frozenset({bytes})
 _INTEGER: Final[frozenset[type]] = frozenset({int})
+_NONSENSE = "the server answered with what is no answer to the command"
 _UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
 
 
@@ -264,13 +269,20 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
-def _refusal(status: int, *, unsure: bool) -> Exception:
+def _refusal(status: int, *, unsure: bool) -> SessionError:
+    """Why a conditional write was not applied, as its script says."""
     if status == scripts.UNREADABLE:
         return CorruptSession("what is stored under this id is no session of this format")
+    if status not in _REFUSALS:
+        return StorageUnavailable(_NONSENSE)
     if unsure:
         return StorageUnavailable(_UNKNOWN)
-    if status == scripts.EXISTS:
-        return SessionExists("there is a session with this id")
-    if status == scripts.CHANGED:
-        return SessionConflict("the session was written since it was loaded")
-    return SessionNotFound(NOT_FOUND)
+    kind, message = _REFUSALS[status]
+    return kind(message)
+
+
+_REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
+    scripts.ABSENT: (SessionNotFound, NOT_FOUND),
+    scripts.EXISTS: (SessionExists, "there is a session with this id"),
+    scripts.CHANGED: (SessionConflict, "the session was written since it was loaded"),
+}
