@@ -1,0 +1,162 @@
+"""Those who use a storage while servers come and go, and notice whatever is not as it should be."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
+
+from aiosessions import (
+    RedisStorage,
+    Session,
+    SessionConflict,
+    SessionExists,
+    SessionNotFound,
+    StorageUnavailable,
+    When,
+    new_session_id,
+)
+from tests.servers import Server
+from tests.topologies import Cluster
+
+NAME = "callers"
+"""What servers call the connections that are made here."""
+
+
+@asynccontextmanager
+async def cluster_client(port: int, **settings: Any) -> AsyncIterator[RedisCluster]:
+    """A client to borrow, which nobody has used yet."""
+    client = RedisCluster(host="127.0.0.1", port=port, client_name=NAME, **settings)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def cluster_storage(
+    nodes: Cluster, *, timeout: float = 5.0, **settings: Any
+) -> AsyncIterator[RedisStorage[Any]]:
+    """A storage that borrows such a client."""
+    async with (
+        cluster_client(nodes.nodes[0].port, **settings) as client,
+        RedisStorage[Any](client, ttl=600, timeout=timeout) as storage,
+    ):
+        yield storage
+
+
+def slot_of(id: str) -> int:
+    """The slot that a session is in."""
+    return key_slot(f"session:{id}".encode())
+
+
+def id_on(nodes: Cluster, node: Server) -> str:
+    """A new session id that a certain master serves."""
+    ranges = [(low, high) for low, high, master, *_ in nodes.map() if master is node]
+    for id in iter(new_session_id, ""):
+        if any(low <= slot_of(id) <= high for low, high in ranges):
+            return id
+    raise AssertionError  # there is no end to ids
+
+
+async def outcome(verb: Coroutine[Any, Any, object]) -> tuple[object, float]:
+    """What a verb returns or raises, and how many seconds it took."""
+    start = time.monotonic()
+    try:
+        result = await verb
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        result = error
+    return result, time.monotonic() - start
+
+
+class Caller:
+    """Somebody with sessions of their own, who knows what every verb has to say about them.
+
+    Attributes:
+        rounds: How often all verbs have done as they should.
+        unavailable: When `StorageUnavailable` was raised, on the monotonic clock.
+        wrong: Everything else that was not right.
+    """
+
+    def __init__(self, storage: RedisStorage[Any], ids: Callable[[], str]) -> None:
+        self._storage = storage
+        self._ids = ids
+        self.rounds = 0
+        self.unavailable: list[float] = []
+        self.wrong: list[str] = []
+
+    async def use_all_verbs(self) -> None:
+        """Live a session's life, with every kind of write, and check each step."""
+        storage, session = self._storage, Session[Any](id=self._ids(), data=0)
+        stale = Session[Any](id=session.id, data="stale", revision="0123456789abcdef")
+        await self._expect(None, storage.store(session, when=When.ABSENT))
+        await self._expect(SessionExists, storage.store(stale, when=When.ABSENT))
+        for data, when in enumerate((When.UNCHANGED, When.PRESENT, When.ALWAYS), start=1):
+            await self._expect(session, storage.load(session.id))
+            session.data = data
+            await self._expect(None, storage.store(session, when=when))
+            await self._expect(SessionConflict, storage.store(stale, when=When.UNCHANGED))
+        await self._expect(session, storage.load(session.id))
+        for existed in (True, False):
+            await self._expect(existed, storage.delete(session.id))
+        await self._expect(SessionNotFound, storage.load(session.id))
+        for when in (When.PRESENT, When.UNCHANGED):
+            await self._expect(SessionNotFound, storage.store(stale, when=when))
+        self.rounds += 1
+
+    async def read_and_write(self, session: Session[Any]) -> None:
+        """Load and overwrite a session, and create another: what also a lost write cannot undo."""
+        copy = Session[Any](id=session.id, data=session.data)
+        await self._expect(session.data, self._data_of(session.id))
+        await self._expect(None, self._storage.store(copy, when=When.PRESENT))
+        await self._expect(None, self._storage.store(copy))
+        new = Session[Any](id=self._ids())
+        await self._expect(None, self._storage.store(new, when=When.ABSENT))
+        self.rounds += 1
+
+    async def _data_of(self, id: str) -> object:
+        return (await self._storage.load(id)).data
+
+    async def _expect(self, expected: object, verb: Coroutine[Any, Any, object], /) -> None:
+        result, _ = await outcome(verb)
+        if isinstance(result, StorageUnavailable):
+            self.unavailable.append(time.monotonic())
+            # As callers do that are told 503.
+            await asyncio.sleep(0.01)
+        elif result != expected and not (isinstance(expected, type) and type(result) is expected):
+            self.wrong.append(f"{result!r} instead of {expected!r}")
+
+
+@asynccontextmanager
+async def busy(
+    callers: Sequence[Caller], live: Callable[[Caller], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
+    """Callers at work for as long as the block runs; each ends what it has begun."""
+    done = asyncio.Event()
+
+    async def work(caller: Caller) -> None:
+        while not done.is_set():
+            await live(caller)
+
+    async with asyncio.TaskGroup() as tasks:
+        for caller in callers:
+            tasks.create_task(work(caller))
+        try:
+            yield
+        finally:
+            done.set()
+
+
+async def last_error(callers: Sequence[Caller], patience: float) -> float:
+    """When a caller was last told `StorageUnavailable`, on the monotonic clock.
+
+    Waits until that is longer ago than a timeout of 0.5 seconds, or later than `patience`.
+    """
+    while True:
+        last = max((moment for caller in callers for moment in caller.unavailable), default=0.0)
+        if time.monotonic() - last > 0.8 or last > patience:
+            return last
+        await asyncio.sleep(0.02)

@@ -1,0 +1,318 @@
+"""A user with the rights that docs/connecting.md names can do all that is needed, and no more."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import RedisCluster
+
+from aiosessions import RedisStorage, Session, StorageUnavailable, new_session_id
+from tests.callers import Caller, outcome, slot_of
+from tests.connecting import acl_commands, kinds, run_block
+from tests.leaks import said_by
+from tests.servers import Server, binaries
+from tests.topologies import Cluster, ask, asking, cluster
+
+ON_A_SERVER, ON_A_NODE = acl_commands()
+NAME, PASSWORD = "sessions", "secret"
+
+# What whoever is known to a server may always ask of it: who they are, and nothing else.
+ALWAYS = {"auth", "hello", "quit", "reset"}
+
+
+def rights(command: list[str]) -> list[str]:
+    """The commands that an ACL SETUSER command allows."""
+    return [word for word in command if word.startswith("+")]
+
+
+@contextmanager
+def user(*servers: Server, command: list[str]) -> Iterator[None]:
+    """A user that the documentation's command makes, for as long as the block runs."""
+    try:
+        for server in servers:
+            ask(server, *command)
+        yield
+    finally:
+        for server in servers:
+            ask(server, "ACL", "DELUSER", command[2])
+
+
+@pytest.fixture
+def server(redis_or_valkey: Server) -> Iterator[Server]:
+    """Each of the servers there are, empty, with the documentation's user."""
+    redis_or_valkey.flush()
+    with user(redis_or_valkey, command=ON_A_SERVER):
+        yield redis_or_valkey
+
+
+def storage_on(server: Server, password: str = PASSWORD, database: int = 0) -> RedisStorage[Any]:
+    """A storage that signs in as the user."""
+    url = f"redis://{NAME}:{password}@127.0.0.1:{server.port}/{database}"
+    return RedisStorage.from_url(url, ttl=60)
+
+
+async def use(storage: RedisStorage[Any], *servers: Server) -> Caller:
+    """Use all verbs, also with servers that do not know the scripts yet."""
+    caller = Caller(storage, new_session_id)
+    for _ in range(2):
+        for server in servers:
+            ask(server, "SCRIPT", "FLUSH")
+        await caller.use_all_verbs()
+        await caller.use_all_verbs()
+    return caller
+
+
+def test_the_page_shows_the_rights_twice() -> None:
+    """For one server, and for the nodes of a cluster, which need a little more."""
+    assert ON_A_SERVER[:3] == ON_A_NODE[:3] == ["ACL", "SETUSER", NAME]
+    assert ON_A_NODE[: len(ON_A_SERVER)] == ON_A_SERVER
+    assert f">{PASSWORD}" in ON_A_SERVER
+    assert "~session:*" in ON_A_SERVER
+
+
+def test_every_block_of_the_page_is_run() -> None:
+    """Each kind of server that the page has a block for has a test that runs the block."""
+    assert kinds() == ["unix", "tls", "acl", "sentinel", "cluster"]
+
+
+def test_the_block_for_such_a_user_runs(server: Server) -> None:
+    """As it stands, but for the address."""
+    run_block("acl", {"localhost:6379": f"127.0.0.1:{server.port}"})
+
+    assert ask(server, "DBSIZE") == 1
+
+
+async def test_the_rights_are_enough(server: Server) -> None:
+    """For all verbs; the server notes no refusal, but for the driver's own introduction."""
+    ask(server, "ACL", "LOG", "RESET")
+
+    async with storage_on(server) as storage:
+        caller = await use(storage, server)
+
+    assert caller.wrong == []
+    assert caller.unavailable == []
+    refused = {entry["object"] for entry in acl_log(server)}
+    assert refused <= {"client", "client|setinfo"}
+
+
+def acl_log(server: Server) -> list[dict[str, Any]]:
+    """What a server has refused."""
+    with server.client() as client:
+        entries: list[dict[str, Any]] = client.acl_log()
+    return entries
+
+
+@pytest.mark.parametrize(
+    "right", [right for right in rights(ON_A_SERVER) if right != "+client|setname"]
+)
+async def test_no_right_can_be_left_out(server: Server, right: str) -> None:
+    """Without any of them some verbs are `StorageUnavailable`."""
+    ask(server, *[word for word in ON_A_SERVER if word != right])
+
+    async with storage_on(server) as storage:
+        caller = await use(storage, server)
+
+    assert caller.unavailable != []
+
+
+async def test_the_connection_needs_its_name(server: Server) -> None:
+    """Without that right there is none."""
+    ask(server, *[word for word in ON_A_SERVER if word != "+client|setname"])
+
+    async with storage_on(server) as storage:
+        error, _ = await outcome(storage.load("any"))
+
+    assert type(error) is StorageUnavailable
+    assert "may not run a command" in str(error)
+
+
+async def test_a_refusal_says_why_and_nothing_else(server: Server) -> None:
+    """Neither the id nor the password, but that it is a matter of rights."""
+    ask(server, *[word for word in ON_A_SERVER if word != "+getex"])
+    id = new_session_id()
+
+    async with storage_on(server) as storage:
+        error, _ = await outcome(storage.load(id))
+    async with storage_on(server, password="not-" + PASSWORD) as storage:
+        other, _ = await outcome(storage.load(id))
+
+    assert type(error) is type(other) is StorageUnavailable
+    assert "may not run a command" in str(error)
+    assert "user name or password" in str(other)
+    assert not any(hint in said_by(each) for each in (error, other) for hint in (id, PASSWORD))
+
+
+async def test_another_prefix_is_out_of_reach(server: Server) -> None:
+    """The rights are for keys with one prefix."""
+    async with storage_on(server) as storage:
+        other = RedisStorage[Any](storage._client, ttl=60, key_prefix="other:")
+        caller = await use(other, server)
+        await other.aclose()
+
+    assert caller.rounds == 4
+    assert len(caller.unavailable) > 4 * 10
+    assert ask(server, "DBSIZE") == 0
+
+
+def test_no_other_command_is_allowed(server: Server) -> None:
+    """Of all that the server has, the user may run what is named, and what is always allowed."""
+    with asking(server) as client:
+        names = client.execute_command("COMMAND LIST")
+        allowed = {name for name in names if may_run(client, name)}
+
+    assert len(names) > 200
+    assert allowed == ALWAYS | {right.removeprefix("+") for right in rights(ON_A_SERVER)}
+
+
+def may_run(client: Any, name: str) -> bool:
+    """Whether the user may run a command, whatever with."""
+    for count in range(10):
+        arguments = [*name.split("|"), *["other:x"] * count]
+        try:
+            answer = client.execute_command("ACL DRYRUN", NAME, *arguments)
+        except redis.ResponseError as error:
+            answer = str(error)
+        if "wrong number of arguments" not in answer.lower():
+            # A command that is but a group of others, such as CONFIG, is "not found".
+            return "no permissions to run" not in answer and "not found" not in answer
+    raise AssertionError(name)
+
+
+async def test_a_readiness_check_and_another_database_need_more(server: Server) -> None:
+    """The rights that the page names for them."""
+    ask(server, *ON_A_SERVER, "+info", "+select")
+
+    async with storage_on(server, database=1) as storage:
+        (health,) = await storage.ping()
+        await storage.store(Session(id="mine"))
+
+    assert health.version
+    with server.client() as client:
+        client.select(1)
+        assert client.exists("session:mine")
+
+
+REFUSAL = r"(?i)permission|ACL failure in script|the user executing the script can't"
+FORBIDDEN = [
+    "GETEX other:x",
+    "SET other:x 1",
+    "DEL other:x",
+    "DEL session:x other:x",
+    "GET session:x",
+    "EXPIRE session:x 1",
+    "DUMP session:x",
+    "RENAME session:x session:y",
+    "COPY session:x session:y",
+    "KEYS *",
+    "SCAN 0",
+    "DBSIZE",
+    "RANDOMKEY",
+    "FLUSHDB",
+    "FLUSHALL",
+    "SELECT 1",
+    "SWAPDB 0 1",
+    "CONFIG GET requirepass",
+    "INFO",
+    "MONITOR",
+    "SUBSCRIBE session:x",
+    "PUBLISH channel message",
+    "CLIENT LIST",
+    "CLIENT KILL TYPE normal",
+    "CLIENT PAUSE 1",
+    "CLIENT TRACKING ON",
+    "ACL LIST",
+    "ACL WHOAMI",
+    "ACL SETUSER sessions +@all",
+    "SCRIPT FLUSH",
+    "SCRIPT LOAD 1",
+    "SHUTDOWN",
+    "REPLICAOF NO ONE",
+    "MULTI",
+    "EVAL_RO return 0",
+    "EVAL redis.call('GETEX','other:x') 0",
+    "EVAL redis.call('GETEX',KEYS[1]) 1 other:x",
+    "EVAL redis.call('SET','other:x','1') 0",
+    "EVAL redis.call('GET',KEYS[1]) 1 session:x",
+    "EVAL redis.call('KEYS','*') 0",
+    "EVAL redis.call('FLUSHALL') 0",
+    "EVAL redis.call('PUBLISH','channel','message') 0",
+    "EVAL redis.call('SELECT','1') 0",
+]
+
+
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_nothing_else_is_possible(server: Server, command: str) -> None:
+    """Neither with other keys nor with other commands, and not from a script."""
+    with server.client() as client:
+        client.set("other:x", "theirs")
+        client.set("session:x", "mine")
+    restricted = redis.Redis(port=server.port, username=NAME, password=PASSWORD)
+    with restricted, pytest.raises(redis.ResponseError, match=REFUSAL):
+        restricted.execute_command(*command.split(" "))  # type: ignore[no-untyped-call]
+
+    with server.client() as client:
+        assert client.get("other:x") == b"theirs"
+        assert client.get("session:x") == b"mine"
+
+
+@pytest.fixture(scope="module")
+def shared_nodes() -> Iterator[Cluster]:
+    """A cluster of two."""
+    with cluster(binaries()["valkey"], masters=2) as made:
+        yield made
+
+
+@pytest.fixture
+def nodes(shared_nodes: Cluster) -> Iterator[Cluster]:
+    """The same, with the documentation's user on every node."""
+    shared_nodes.settle()
+    shared_nodes.flush()
+    with user(*shared_nodes.nodes, command=ON_A_NODE):
+        yield shared_nodes
+
+
+async def use_cluster(nodes: Cluster) -> Caller:
+    """Use all verbs in a slot, before, while and after that moves to the other node."""
+    for node in nodes.nodes:
+        ask(node, "SCRIPT", "FLUSH")
+    tag = new_session_id()
+    slot = slot_of(f"{{{tag}}}")
+    (target,) = (node for node in nodes.nodes if node is not nodes.owner(slot))
+    counter = itertools.count()
+    client = RedisCluster(
+        host="127.0.0.1",
+        port=nodes.nodes[0].port,
+        username=NAME,
+        password=PASSWORD,
+        client_name="any",
+    )
+    async with RedisStorage[Any](client, ttl=60) as storage:
+        caller = Caller(storage, lambda: f"{{{tag}}}{next(counter)}")
+        await caller.use_all_verbs()
+        with nodes.moving(slot, target):
+            await caller.use_all_verbs()
+        await caller.use_all_verbs()
+    await client.aclose()
+    return caller
+
+
+async def test_the_rights_are_enough_in_a_cluster(nodes: Cluster) -> None:
+    """Also while a slot moves."""
+    caller = await use_cluster(nodes)
+
+    assert caller.wrong == []
+    assert caller.unavailable == []
+
+
+@pytest.mark.parametrize("right", rights(ON_A_NODE))
+async def test_no_right_can_be_left_out_in_a_cluster(nodes: Cluster, right: str) -> None:
+    """Without any of them some verbs are `StorageUnavailable`."""
+    for node in nodes.nodes:
+        ask(node, *[word for word in ON_A_NODE if word != right])
+
+    caller = await use_cluster(nodes)
+
+    assert caller.unavailable != []

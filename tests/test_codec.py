@@ -1,0 +1,631 @@
+"""What the codecs accept, refuse, read back, and keep to themselves when they refuse."""
+
+import enum
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aiosessions import (
+    Codec,
+    CorruptSession,
+    InvalidSession,
+    JsonCodec,
+    MsgpackCodec,
+    Session,
+)
+from tests.leaks import said_by
+
+# Called with a data type, each makes a codec.
+CODECS: dict[str, Callable[..., Codec[Any]]] = {"json": JsonCodec, "msgpack": MsgpackCodec}
+both_codecs = pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
+# A busy machine may be slow; a slow example is no finding.
+unhurried = settings(deadline=None, max_examples=60)
+
+SECRET = "hunter2"
+NUMBER = 424242
+
+
+class Point(msgspec.Struct):
+    """A struct, which may hold another one."""
+
+    x: int
+    label: str = ""
+    next: "Point | None" = None
+
+
+@dataclass
+class Cart:
+    """A dataclass."""
+
+    items: list[str]
+    total: float = 0.0
+
+
+class Options(TypedDict, total=False):
+    """A TypedDict."""
+
+    dark: bool
+    size: int
+
+
+class Circle(msgspec.Struct, tag=True):
+    """One half of a union."""
+
+    radius: float
+
+
+class Square(msgspec.Struct, tag=True):
+    """The other half."""
+
+    side: int
+
+
+class Colour(enum.Enum):
+    """An enum of strings."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(enum.IntEnum):
+    """An enum of integers."""
+
+    LOW = 1
+    HIGH = 2
+
+
+class One(msgspec.Struct, tag=1):
+    """A struct whose tag in a union is an integer."""
+
+
+class Two(msgspec.Struct, tag=2):
+    """Another one."""
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    """A struct that accepts no field that it does not know."""
+
+    x: int = 0
+
+
+class Quoting(msgspec.Struct):
+    """A struct that quotes its value when it refuses it, like many a validator."""
+
+    x: Any
+
+    def __post_init__(self) -> None:
+        message = f"{self.x} is unsupported, says '{self.x}'"
+        raise ValueError(message)
+
+
+class Borrowing(msgspec.Struct):
+    """A struct that raises what msgspec raises."""
+
+    x: Any
+
+    def __post_init__(self) -> None:
+        message = f"{self.x} is wrong"
+        raise msgspec.ValidationError(message)
+
+
+class TwoWordsError(msgspec.ValidationError):
+    """An error that cannot be made of one text."""
+
+    def __init__(self, first: object, second: object) -> None:
+        super().__init__(f"{first} {second}")
+
+
+class Demanding(msgspec.Struct):
+    """A struct that raises an error which cannot be made of one text."""
+
+    x: Any
+
+    def __post_init__(self) -> None:
+        raise TwoWordsError(self.x, self.x)
+
+
+class Nesting(msgspec.Struct):
+    """A struct that reads JSON inside JSON, and chains what goes wrong there."""
+
+    x: Any
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.convert(self.x, Level)
+        except msgspec.ValidationError as error:
+            message = f"{self.x}"
+            raise LookupError(message) from error
+
+
+visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256)
+text = st.text(max_size=30)
+moments = st.datetimes(timezones=st.just(UTC))
+integers = st.integers(-(2**63), 2**64 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+documents: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | integers | floats | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=10,
+)
+points = st.recursive(
+    st.builds(Point, x=integers, label=text),
+    lambda inner: st.builds(Point, x=integers, label=text, next=inner),
+    max_leaves=4,
+)
+# A type, and what may be `data` then. `Any` stands for what is a type to msgspec alone.
+TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "any": (Any, documents),
+    "struct": (Point, points),
+    "dataclass": (Cart, st.builds(Cart, items=st.lists(text, max_size=4), total=floats)),
+    "typed-dict": (
+        Options,
+        st.fixed_dictionaries({}, optional={"dark": st.booleans(), "size": integers}),
+    ),
+    "union": (
+        Circle | Square,
+        st.builds(Circle, radius=floats) | st.builds(Square, side=integers),
+    ),
+    "builtins": (
+        dict[str, list[int] | str],
+        st.dictionaries(text, st.lists(integers, max_size=4) | text, max_size=4),
+    ),
+    "enum": (Colour, st.sampled_from(Colour)),
+    "datetime": (datetime, moments),
+    "bytes": (bytes, st.binary(max_size=40)),
+    "none": (None, st.none()),
+}
+
+
+def sessions(data: st.SearchStrategy[Any]) -> st.SearchStrategy[Session[Any]]:
+    """Sessions that can be stored, with anything in any field."""
+    return st.builds(
+        Session[Any],
+        id=visible,
+        kind=text,
+        principal=st.none() | text,
+        metadata=st.dictionaries(text, text, max_size=4),
+        data=st.none() | data,
+        created_at=moments,
+        updated_at=moments,
+        expires_at=st.none() | moments,
+    )
+
+
+@both_codecs
+@pytest.mark.parametrize("name", TYPES)
+@unhurried
+@given(draw=st.data())
+def test_what_was_encoded_is_decoded(
+    make: Callable[..., Codec[Any]], name: str, draw: st.DataObject
+) -> None:
+    """Every field comes back as it was, and data as the type that it was."""
+    data_type, data = TYPES[name]
+    session = draw.draw(sessions(data))
+    codec = make(data_type)
+
+    decoded = codec.decode(codec.encode(session))
+
+    assert decoded == session
+    assert type(decoded.data) is type(session.data)
+    assert decoded is not session
+
+
+@both_codecs
+def test_encoding_leaves_the_session_alone(make: Callable[..., Codec[Any]]) -> None:
+    """An accepted session is the same object with the same fields; its revision is not touched."""
+    session = Session[Any](id="x", metadata={"a": "b"}, data=[1], revision="r")
+    before = msgspec.structs.asdict(session)
+
+    make().encode(session)
+
+    assert msgspec.structs.asdict(session) == before
+
+
+@both_codecs
+@pytest.mark.parametrize("data_type", [Any, Point, Circle | Square, bytes, None], ids=str)
+@unhurried
+@given(payload=st.binary(max_size=200))
+@example(payload=b"")
+@example(payload=b"null")
+@example(payload=b"{}")
+@example(payload=b"\x80")
+@example(payload=b"\xc1" * 32)
+@example(payload=b'{"id":"x"}')
+@example(payload=b'{"id":"x","data":' + b"[" * 100_000)
+@example(payload=b"\x82\xa2id\xa1x\xa4data" + b"\x91" * 100_000)
+@example(payload=b'{"id":"x","data":' + b"9" * 5_000 + b"}")
+@example(payload=b'{"id":"x","data":1e999}')
+@example(payload=b'{"id":"x","data":"\\ud800"}')
+@example(payload=b'{"id":"x","data":"\xff"}')
+@example(payload=b'{"id":"x","created_at":"0000-00-00T00:00:00Z"}')
+@example(payload=b'{"id":"x","created_at":"0001-01-01T00:00:00+14:00"}')
+@example(payload=b'{"id":"x","created_at":"9999-12-31T23:59:60Z"}')
+def test_any_bytes_are_a_session_or_corrupt(
+    make: Callable[..., Codec[Any]], data_type: Any, payload: bytes
+) -> None:
+    """Nothing but a whole session or `CorruptSession` comes out, whatever comes in."""
+    session_or_corrupt(make(data_type), payload)
+
+
+mutations = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert", "drop", "double"]),
+        st.integers(0, 10_000),
+        st.integers(1, 255),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@both_codecs
+@settings(deadline=None, max_examples=300)
+@given(changes=mutations)
+def test_a_damaged_payload_is_a_session_or_corrupt(
+    make: Callable[..., Codec[Any]], changes: list[tuple[str, int, int]]
+) -> None:
+    """A payload with some bytes changed, lost or added gives no other error, and no leak."""
+    codec = make(Point)
+    payload = bytearray(
+        codec.encode(
+            Session(
+                id=SECRET,
+                kind=SECRET,
+                principal=SECRET,
+                metadata={SECRET: SECRET},
+                data=Point(x=NUMBER, label=SECRET, next=Point(x=1)),
+                expires_at=datetime(2030, 1, 1, tzinfo=UTC),
+            )
+        )
+    )
+    for how, where, what in changes:
+        at = where % max(1, len(payload))
+        if how == "flip" and payload:
+            payload[at] ^= what
+        elif how == "cut":
+            del payload[at:]
+        elif how == "insert":
+            payload.insert(at, what)
+        elif how == "drop":
+            del payload[at : at + 1]
+        elif how == "double":
+            payload[at:at] = payload[at : at + what]
+
+    session_or_corrupt(codec, bytes(payload))
+
+
+def session_or_corrupt(codec: Codec[Any], payload: bytes) -> None:
+    """Check what decoding gives; if it is an error, that it does not quote the payload."""
+    try:
+        session = codec.decode(payload)
+    except CorruptSession as error:
+        corrupt = error
+    else:
+        check_fields(session)
+        return
+    said = said_by(corrupt)
+    assert SECRET not in said
+    assert str(NUMBER) not in said
+    assert len(str(corrupt)) < 300
+
+
+def check_fields(session: Session[Any]) -> None:
+    """Check that what was decoded is a session."""
+    assert type(session) is Session
+    assert isinstance(session.id, str)
+    assert all(
+        moment is None or moment.utcoffset() is not None
+        for moment in (session.created_at, session.updated_at, session.expires_at)
+    )
+
+
+@both_codecs
+def test_a_payload_has_no_room_for_anything_after_it(make: Callable[..., Codec[Any]]) -> None:
+    """Bytes after the session are damage, not ignored."""
+    codec = make()
+    payload = codec.encode(Session(id="x"))
+
+    for rest in (b"x", b"{}", b"\x00", payload):
+        with pytest.raises(CorruptSession):
+            codec.decode(payload + rest)
+
+
+@both_codecs
+def test_a_payload_from_a_later_release_may_have_new_fields(
+    make: Callable[..., Codec[Any]],
+) -> None:
+    """Unknown fields of the session itself are skipped, so that releases can run side by side."""
+    document = {"id": "x", "kind": "web", "colour": "red"}
+    payload = (
+        msgspec.json.encode(document) if make is JsonCodec else msgspec.msgpack.encode(document)
+    )
+
+    assert make().decode(payload).kind == "web"
+
+
+@both_codecs
+@pytest.mark.parametrize("field", ["created_at", "updated_at", "expires_at"])
+def test_a_naive_datetime_in_a_payload_is_corrupt(
+    make: Callable[..., Codec[Any]], field: str
+) -> None:
+    """No reader has to guess the time zone of a date."""
+    document = {"id": "x", field: "2030-01-01T00:00:00"}
+    payload = (
+        msgspec.json.encode(document) if make is JsonCodec else msgspec.msgpack.encode(document)
+    )
+
+    with pytest.raises(CorruptSession):
+        make().decode(payload)
+
+
+def lists(depth: int) -> list[Any]:
+    """A list in a list in a list ..."""
+    outer: list[Any] = []
+    for _ in range(depth):
+        outer = [outer]
+    return outer
+
+
+def circular() -> list[Any]:
+    """A list that contains itself."""
+    loop: list[Any] = []
+    loop.append(loop)
+    return loop
+
+
+MINIMAL: dict[str, Any] = {"id": "x"}
+# What is refused, by either codec: fields of a session, and the data type.
+REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "naive-created": (Any, {"created_at": datetime(2030, 1, 1)}),  # noqa: DTZ001 - the point
+    "naive-updated": (Any, {"updated_at": datetime(2030, 1, 1)}),  # noqa: DTZ001 - the point
+    "naive-expires": (Any, {"expires_at": datetime(2030, 1, 1)}),  # noqa: DTZ001 - the point
+    "no-datetime": (Any, {"created_at": "yesterday"}),
+    "no-id": (Any, {"id": None}),
+    "kind-of-int": (Any, {"kind": 3}),
+    "no-kind": (Any, {"kind": None}),
+    "principal-of-int": (Any, {"principal": 3}),
+    "metadata-of-ints": (Any, {"metadata": {"a": 1}}),
+    "metadata-of-none": (Any, {"metadata": {"a": None}}),
+    "no-metadata": (Any, {"metadata": None}),
+    "metadata-list": (Any, {"metadata": ["a"]}),
+    "surrogate-data": (Any, {"data": "\ud800"}),
+    "surrogate-key": (Any, {"data": {"\udfff": 1}}),
+    "surrogate-kind": (Any, {"kind": "\ud800"}),
+    "surrogate-metadata": (Any, {"metadata": {"a": "\ud800"}}),
+    "object": (Any, {"data": object()}),
+    "function": (Any, {"data": len}),
+    "complex": (Any, {"data": 1j}),
+    "exception": (Any, {"data": ValueError(SECRET)}),
+    "deep": (Any, {"data": lists(100_000)}),
+    "circular": (Any, {"data": circular()}),
+    "another-type": (Point, {"data": {"x": "one"}}),
+    "another-struct": (Point, {"data": Cart(["tea"])}),
+    "missing-field": (Cart, {"data": {"total": 1.0}}),
+    "none-of-a-union": (Circle | Square, {"data": Point(x=1)}),
+    "no-member": (Colour, {"data": "green"}),
+    "too-large-an-int": (Annotated[int, msgspec.Meta(le=10)], {"data": 11}),
+    "validator": (Quoting, {"data": {"x": SECRET}}),
+}
+
+
+@both_codecs
+@pytest.mark.parametrize(("data_type", "fields"), REFUSED.values(), ids=REFUSED)
+def test_what_would_not_decode_is_not_encoded(
+    make: Callable[..., Codec[Any]], data_type: Any, fields: dict[str, Any]
+) -> None:
+    """The writer, who can mend it, gets `InvalidSession`; no reader meets it."""
+    session = Session[Any](**(MINIMAL | fields))
+
+    with pytest.raises(InvalidSession) as caught:
+        make(data_type).encode(session)
+
+    assert caught.value.status == 400
+    assert caught.value.__cause__ is not None
+    assert "kept as" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [math.nan, math.inf, -math.inf])
+def test_json_has_no_nan(data: float) -> None:
+    """JSON turns NaN and infinities into null, and refuses them where null is not of the type."""
+    anything = JsonCodec[Any]()
+    numbers = JsonCodec(list[float])
+
+    assert json.loads(anything.encode(Session(id="x", data=[data])))["data"] == [None]
+    with pytest.raises(InvalidSession):
+        numbers.encode(Session(id="x", data=[data]))
+
+
+@pytest.mark.parametrize("data", [math.nan, math.inf, -math.inf])
+def test_messagepack_has_nan(data: float) -> None:
+    """MessagePack keeps NaN and infinities."""
+    codec = MsgpackCodec(float)
+
+    decoded = codec.decode(codec.encode(Session(id="x", data=data))).data
+
+    assert repr(decoded) == repr(data)
+
+
+def test_huge_integers() -> None:
+    """JSON keeps integers of any size; MessagePack, whose integers have 64 bits, refuses them."""
+    huge = Session[Any](id="x", data=2**70)
+    text_codec = JsonCodec[Any]()
+
+    assert text_codec.decode(text_codec.encode(huge)).data == 2**70
+    with pytest.raises(InvalidSession):
+        MsgpackCodec[Any]().encode(huge)
+
+
+@both_codecs
+def test_integers_beyond_what_python_prints(make: Callable[..., Codec[Any]]) -> None:
+    """One of 5,000 digits is refused, or comes back as it was; it is never another number."""
+    codec = make()
+    session = Session[Any](id="x", data=10**5_000)
+
+    try:
+        payload = codec.encode(session)
+    except InvalidSession:
+        return
+    assert codec.decode(payload).data == session.data
+
+
+@both_codecs
+@pytest.mark.parametrize("data", ["x" * 100, "é" * 50, {"a": list(range(40))}], ids=type)
+def test_the_size_limit_is_exact(make: Callable[..., Codec[Any]], data: object) -> None:
+    """A session of exactly `max_bytes` bytes is accepted, one byte more is not."""
+    session = Session[Any](id="x", data=data)
+    size = len(make().encode(session))
+
+    assert len(make(max_bytes=size).encode(session)) == size
+    with pytest.raises(InvalidSession, match=rf"{size:,} bytes.* at most {size - 1:,} "):
+        make(max_bytes=size - 1).encode(session)
+
+
+@both_codecs
+def test_the_size_limit_is_one_mebibyte_by_default(make: Callable[..., Codec[Any]]) -> None:
+    """1,048,576 bytes are allowed and no more."""
+    session = Session[Any](id="x", data="x" * 1_000_000)
+    room = 1_048_576 - len(make().encode(session))
+
+    session.data = "x" * (1_000_000 + room)
+    assert len(make().encode(session)) == 1_048_576
+    session.data = "x" * (1_000_001 + room)
+    with pytest.raises(InvalidSession):
+        make().encode(session)
+
+
+@both_codecs
+def test_a_smaller_limit_does_not_lock_out_what_is_stored(
+    make: Callable[..., Codec[Any]],
+) -> None:
+    """The limit is for writers: a session that was stored under a larger one still loads."""
+    session = Session[Any](id="x", data="x" * 1_000)
+
+    assert make(max_bytes=10).decode(make().encode(session)) == session
+
+
+@both_codecs
+@pytest.mark.parametrize("max_bytes", [0, -1])
+def test_a_size_limit_is_positive(make: Callable[..., Codec[Any]], max_bytes: int) -> None:
+    """A codec that would accept nothing cannot be made."""
+    with pytest.raises(ValueError, match="max_bytes"):
+        make(max_bytes=max_bytes)
+
+
+@both_codecs
+def test_a_data_type_must_be_one_that_can_be_decoded(make: Callable[..., Codec[Any]]) -> None:
+    """One that msgspec cannot decode is refused when the codec is made, not at the first load."""
+    with pytest.raises(TypeError):
+        make(dict[str, Point] | Cart | Point)
+
+
+@both_codecs
+def test_a_codec_shows_its_settings(make: Callable[..., Codec[Any]]) -> None:
+    """A codec's `repr` says what it was made with."""
+    shown = repr(make(Point, max_bytes=77))
+
+    assert "Point" in shown
+    assert "77" in shown
+
+
+def test_dates_are_in_utc_whatever_they_were_written_in() -> None:
+    """A moment is the same moment after decoding, wherever its writer was."""
+    codec = JsonCodec[Any]()
+    moment = datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+
+    assert codec.decode(codec.encode(Session(id="x", created_at=moment))).created_at == moment
+
+
+# What is wrong about the data holds the secret or the number; no error may repeat it.
+LEAKY: dict[str, tuple[Any, Any]] = {
+    "enum": (Colour, SECRET),
+    "enum-with-quotes": (Colour, f'it\'s "{SECRET}"'),
+    "enum-with-backquotes": (Colour, f"`{SECRET}'"),
+    "enum-with-newlines": (Colour, f"'\n{SECRET}\n'"),
+    "int-enum": (Level, NUMBER),
+    "negative-int-enum": (Level, -NUMBER),
+    "literal": (Literal["a", "b"], SECRET),
+    "int-literal": (Literal[1, 2], NUMBER),
+    "tag": (Circle | Square, {"type": SECRET}),
+    "int-tag": (One | Two, {"type": NUMBER}),
+    "unknown-field": (Strict, {SECRET: 1}),
+    "unknown-field-with-backquotes": (Strict, {f"a`{SECRET}": 1}),
+    "unknown-field-with-quotes": (Strict, {f"a'`{SECRET}` - at": 1}),
+    "missing-field": (Cart, {SECRET: NUMBER}),
+    "wrong-type": (Point, {"x": SECRET}),
+    "wrong-value-in-a-dict": (dict[str, int], {SECRET: SECRET}),
+    "wrong-key-in-a-dict": (dict[Level, int], {str(NUMBER): 1}),
+    "pattern": (Annotated[str, msgspec.Meta(pattern="^a$")], SECRET),
+    "too-long": (Annotated[str, msgspec.Meta(max_length=2)], SECRET),
+    "too-much": (Annotated[int, msgspec.Meta(lt=2)], NUMBER),
+    "date": (datetime, SECRET),
+    "bytes": (bytes, f"{SECRET}!"),
+    "own-error": (Quoting, {"x": SECRET}),
+    "own-error-of-a-number": (Quoting, {"x": NUMBER}),
+    "own-error-of-msgspec": (Borrowing, {"x": SECRET}),
+    "own-error-of-two-texts": (Demanding, {"x": SECRET}),
+    "own-error-inside": (Nesting, {"x": NUMBER}),
+    "own-error-in-a-list": (list[Quoting], [{"x": SECRET}]),
+}
+
+
+@both_codecs
+@pytest.mark.parametrize(("data_type", "data"), LEAKY.values(), ids=LEAKY)
+def test_no_error_quotes_the_payload(
+    make: Callable[..., Codec[Any]], data_type: Any, data: Any
+) -> None:
+    """Neither reading nor writing tells what was wrong by repeating it, down the whole chain."""
+    session = Session[Any](id=SECRET, principal=SECRET, metadata={SECRET: SECRET}, data=data)
+    codec = make(data_type)
+
+    with pytest.raises(InvalidSession) as refused:
+        codec.encode(session)
+    with pytest.raises(CorruptSession) as corrupt:
+        codec.decode(make().encode(session))
+
+    said = said_by(refused.value) + said_by(corrupt.value)
+    assert SECRET not in said
+    assert str(NUMBER) not in said
+
+
+@both_codecs
+@pytest.mark.parametrize(
+    "data",
+    [f"{SECRET}\ud800", {f"{SECRET}\ud800": 1}, {SECRET: object()}, 10**70 + NUMBER, b"\xff"],
+    ids=["surrogate", "surrogate-key", "object", "integer", "bytes"],
+)
+def test_no_error_quotes_what_cannot_be_encoded(
+    make: Callable[..., Codec[Any]], data: object
+) -> None:
+    """A `UnicodeEncodeError` holds its text, for one; it is not chained to."""
+    with pytest.raises(InvalidSession) as caught:
+        make(Point).encode(Session(id=SECRET, data=data))
+
+    assert SECRET not in said_by(caught.value)
+    assert str(NUMBER) not in said_by(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data_type", "data", "hint"),
+    [
+        (Point, {"x": "one"}, "Expected `int`, got `str` - at `$.data.x`"),
+        (Cart, {}, "Object missing required field `items` - at `$.data`"),
+        (Any, object(), "Encoding objects of type object is unsupported"),
+    ],
+    ids=["wrong-type", "missing-field", "object"],
+)
+def test_an_error_says_what_is_wrong_and_where(data_type: Any, data: object, hint: str) -> None:
+    """Types and field names, which are no secret, are left in the message."""
+    codec: Codec[Any] = JsonCodec(data_type)
+
+    with pytest.raises(InvalidSession) as caught:
+        codec.encode(Session(id="x", data=data))
+
+    assert hint in str(caught.value)

@@ -1,0 +1,308 @@
+"""Sessions on whichever server Sentinel calls the master, before, during and after a failover."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+
+from aiosessions import (
+    RedisStorage,
+    Session,
+    SessionExists,
+    SessionNotFound,
+    StorageUnavailable,
+    When,
+    new_session_id,
+)
+from tests.callers import NAME, Caller, busy, last_error, outcome
+from tests.connecting import run_block
+from tests.leaks import said_by
+from tests.servers import Server, binaries, deaf_port, running
+from tests.topologies import (
+    SENTINEL_NAME,
+    Watched,
+    ask,
+    connections,
+    disconnected,
+    eventually,
+    mended,
+    offset,
+    role,
+    watched,
+)
+
+RECOVERS_WITHIN = 3.0
+
+
+@pytest.fixture(scope="session")
+def shared_sentinels() -> Iterator[Watched]:
+    """A master, a replica and three Sentinels."""
+    with watched(binaries()["valkey"]) as made:
+        yield made
+
+
+@pytest.fixture
+def servers(shared_sentinels: Watched) -> Watched:
+    """The same, empty, and ready for a failover."""
+    shared_sentinels.settle()
+    shared_sentinels.master().flush()
+    return shared_sentinels
+
+
+@asynccontextmanager
+async def client_of(*ports: int) -> AsyncIterator[Redis]:
+    """A client to borrow, which asks the Sentinels on these ports in this order."""
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        [("127.0.0.1", port) for port in ports],
+        sentinel_kwargs={
+            "socket_timeout": 0.3,
+            "socket_connect_timeout": 0.3,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+    async with sentinel, sentinel.master_for(SENTINEL_NAME, client_name=NAME) as client:
+        yield client
+
+
+@asynccontextmanager
+async def storage_of(*ports: int, timeout: float = 5.0) -> AsyncIterator[RedisStorage[Any]]:
+    """A storage that borrows such a client."""
+    async with (
+        client_of(*ports) as client,
+        RedisStorage[Any](client, ttl=600, timeout=timeout) as storage,
+    ):
+        yield storage
+
+
+async def test_all_verbs_work_on_the_master(servers: Watched) -> None:
+    """Over one connection, for many callers; the replica has none."""
+    async with storage_of(*servers.ports) as storage:
+        callers = [Caller(storage, new_session_id) for _ in range(50)]
+        await asyncio.gather(*(caller.use_all_verbs() for caller in callers))
+        found = [connections(server, NAME) for server in servers.servers]
+
+    assert [error for caller in callers for error in caller.wrong] == []
+    assert [error for caller in callers for error in caller.unavailable] == []
+    assert found == [int(server is servers.master()) for server in servers.servers]
+
+
+def test_the_documentation_runs(servers: Watched) -> None:
+    """As it stands, but for the addresses and the master's name."""
+    places = {
+        f'("sentinel-{number}", 26379)': f'("127.0.0.1", {port})'
+        for number, port in enumerate(servers.ports, start=1)
+    }
+
+    run_block("sentinel", {**places, '"mymaster"': repr(SENTINEL_NAME)})
+
+    assert ask(servers.master(), "DBSIZE") == 1
+
+
+async def test_a_borrowed_client_is_left_open(servers: Watched) -> None:
+    """It and its Sentinels work before, during and after; the storage has its own connection."""
+    async with client_of(*servers.ports) as client:
+        assert await client.set("theirs", "1")
+        async with RedisStorage[Any](client, ttl=600) as storage:
+            await storage.store(Session(id="mine"))
+            assert await client.get("theirs") == b"1"
+            assert connections(servers.master(), NAME) == 2
+
+        eventually(lambda: connections(servers.master(), NAME) == 1)
+        assert await client.get("session:mine")
+
+
+async def test_closing_leaves_nothing_behind(servers: Watched) -> None:
+    """No task and no connection, whether the storage was connected or about to ask a Sentinel."""
+    tasks = asyncio.all_tasks()
+    async with client_of(*servers.ports) as client:
+        for turns in range(0, 60, 4):
+            storage = RedisStorage[Any](client, ttl=600)
+            call = asyncio.create_task(outcome(storage.load("any")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+            async with asyncio.timeout(5):
+                await storage.aclose()
+
+            await call
+            assert asyncio.all_tasks() == tasks
+    disconnected(servers.servers, NAME)
+
+
+async def test_a_sentinel_may_be_gone_or_hang(servers: Watched) -> None:
+    """The next one is asked."""
+    last, hung, _ = servers.sentinels
+    with deaf_port() as gone, mended(hung):
+        hung.pause()
+        async with storage_of(gone, hung.port, last.port) as storage:
+            result, took = await outcome(storage.store(Session(id="mine")))
+
+    assert result is None
+    assert took < 2
+
+
+async def test_without_sentinels_an_open_connection_serves_on(servers: Watched) -> None:
+    """A new one cannot be made: `StorageUnavailable`, in time and without secrets."""
+    timeout = 0.5
+    async with storage_of(*servers.ports, timeout=timeout) as storage:
+        await storage.store(Session(id="mine"))
+        with mended(*servers.sentinels), deaf_port() as gone:
+            for sentinel in servers.sentinels:
+                sentinel.pause()
+
+            assert (await storage.load("mine")).id == "mine"
+            for ports in (servers.ports, [gone]):
+                async with storage_of(*ports, timeout=timeout) as late:
+                    id = new_session_id()
+                    result, took = await outcome(late.load(id))
+
+                assert isinstance(result, StorageUnavailable)
+                assert id not in said_by(result)
+                assert took < timeout + 0.4
+
+
+@pytest.mark.parametrize("end", ["planned", "killed", "hung"])
+async def test_callers_follow_a_failover(servers: Watched, end: str) -> None:
+    """Meanwhile all errors are `StorageUnavailable`; from the promotion on it works soon again."""
+    master = servers.master()
+    async with storage_of(*servers.ports, timeout=0.5) as storage:
+        sessions = [Session[Any](id=new_session_id()) for _ in range(60)]
+        for session in sessions:
+            session.data = session.id
+            await storage.store(session)
+        (replica,) = (server for server in servers.servers if server is not master)
+        eventually(lambda: offset(replica) == offset(master))
+        callers = [Caller(storage, new_session_id) for _ in range(20)]
+        turns = itertools.cycle(sessions)
+
+        async def live(caller: Caller) -> None:
+            await caller.read_and_write(next(turns))
+
+        with mended(master):
+            async with busy(callers, live):
+                await asyncio.sleep(0.2)
+                if end == "planned":
+                    servers.fail_over()
+                elif end == "killed":
+                    master.kill()
+                else:
+                    master.pause()
+                await asyncio.to_thread(eventually, lambda: servers.master() is replica)
+                if end == "planned":  # until the Sentinels tell it, the old master serves on
+                    await asyncio.to_thread(eventually, lambda: role(master) == "slave")
+                promoted = time.monotonic()
+                last = await last_error(callers, promoted + RECOVERS_WITHIN)
+                rounds = [caller.rounds for caller in callers]
+                await asyncio.sleep(0.2)
+
+        count = sum(len(caller.unavailable) for caller in callers)
+        took = max(0.0, last - promoted)
+        print(f"\n{end}: {count} errors, until {took:.2f} s after the promotion")  # noqa: T201
+        assert [error for caller in callers for error in caller.wrong] == []
+        assert took < RECOVERS_WITHIN
+        assert all(caller.rounds > before for caller, before in zip(callers, rounds, strict=True))
+        for session in sessions:
+            assert (await storage.load(session.id)).data == session.id
+        assert connections(replica, NAME) == 1
+
+
+class _Directory:
+    """Stands in for Sentinels: says where the master is, as soon as it is told to."""
+
+    def __init__(self, master: Server) -> None:
+        self.master = master
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """The master's address."""
+        assert service_name == SENTINEL_NAME
+        return "127.0.0.1", self.master.port
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Server, Server]]:
+    """Two servers without Sentinels."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(running(binaries()["valkey"])) for _ in range(2))
+        yield first, second
+
+
+@dataclass
+class Demotion:
+    """A master becomes a read-only replica while callers are connected to it.
+
+    Attributes:
+        old: The master that was, which has not caught up with the new one.
+        new: The master that is.
+        directory: Where its address is to be had.
+    """
+
+    old: Server
+    new: Server
+    directory: _Directory
+
+    def happen(self, session: Session[Any], *, on_old: bool, on_new: bool) -> None:
+        """Demote the old master, which has a session; let either have it, or not, from now on."""
+        key = f"session:{session.id}"
+        with self.old.client() as old, self.new.client() as new:
+            if on_new:
+                new.restore(key, 0, old.dump(key) or b"")
+            if not on_old:
+                old.delete(key)
+        with deaf_port() as nobody:
+            ask(self.old, "REPLICAOF", "127.0.0.1", nobody)
+        self.directory.master = self.new
+
+
+@pytest.fixture
+def demotion(pair: tuple[Server, Server]) -> Iterator[Demotion]:
+    """Two empty servers, of which the first one is the master that callers find."""
+    for server in pair:
+        server.flush()
+    yield Demotion(*pair, _Directory(pair[0]))
+    ask(pair[0], "REPLICAOF", "NO", "ONE")
+
+
+@pytest.mark.parametrize("verb", ["load", "delete", *(f"store-{when.name}" for when in When)])
+@pytest.mark.parametrize("on_new", [False, True], ids=["new-has-none", "new-has-it"])
+@pytest.mark.parametrize("on_old", [False, True], ids=["old-has-none", "old-has-it"])
+async def test_a_demoted_master_is_not_believed(
+    demotion: Demotion, verb: str, *, on_old: bool, on_new: bool
+) -> None:
+    """Its READONLY leads to the new master, whose answer it is, and one that is certain."""
+    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        SENTINEL_NAME, demotion.directory, client_name=NAME
+    )
+    async with Redis(connection_pool=pool) as client, RedisStorage[Any](client, ttl=60) as storage:
+        session = Session[Any](id=new_session_id(), data="theirs")
+        await storage.store(session)
+        demotion.happen(session, on_old=on_old, on_new=on_new)
+
+        expected: object
+        if verb == "load":
+            result, _ = await outcome(storage.load(session.id))
+            expected = session if on_new else SessionNotFound
+        elif verb == "delete":
+            result, _ = await outcome(storage.delete(session.id))
+            expected = on_new
+        else:
+            when = When[verb.removeprefix("store-")]
+            result, _ = await outcome(storage.store(session, when=when))
+            expected = {
+                When.ALWAYS: None,
+                When.ABSENT: SessionExists if on_new else None,
+                When.PRESENT: None if on_new else SessionNotFound,
+                When.UNCHANGED: None if on_new else SessionNotFound,
+            }[when]
+
+        assert result == expected or type(result) is expected
+        assert connections(demotion.new, NAME) == 1
+        await pool.disconnect()

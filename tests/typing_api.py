@@ -1,0 +1,220 @@
+"""What type checkers see of the public interface. mypy and pyright check it; nothing runs it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, assert_type
+
+from redis.asyncio import Redis, RedisCluster
+
+from aiosessions import (
+    Clock,
+    Codec,
+    CorruptSession,
+    InvalidSession,
+    JsonCodec,
+    LocalStorage,
+    MsgpackCodec,
+    RedisStorage,
+    Session,
+    SessionConflict,
+    SessionError,
+    SessionExists,
+    SessionManager,
+    SessionNotFound,
+    Storage,
+    StorageClosed,
+    StorageUnavailable,
+    When,
+    new_session_id,
+)
+
+
+@dataclass
+class Cart:
+    """What a shop keeps in its sessions."""
+
+    items: list[str]
+
+
+# A session is generic over its data, which is inferred and may be missing.
+
+session = Session(id=new_session_id(), kind="web", data=Cart(["tea"]))
+assert_type(session, Session[Cart])
+assert_type(session.id, str)
+assert_type(session.kind, str)
+assert_type(session.principal, str | None)
+assert_type(session.metadata, dict[str, str])
+assert_type(session.data, Cart | None)
+assert_type(session.created_at, datetime)
+assert_type(session.updated_at, datetime)
+assert_type(session.expires_at, datetime | None)
+assert_type(session.revision, str)
+
+empty: Session[Cart] = Session(id="x")
+Session("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # keyword-only
+Session(id=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# The codec knows the data type, and storages and managers take it from there.
+
+json_codec = JsonCodec(data_type=Cart, max_bytes=65_536)
+assert_type(json_codec, JsonCodec[Cart])
+assert_type(json_codec.encode(session), bytes)
+assert_type(json_codec.decode(b""), Session[Cart])
+msgpack_codec = MsgpackCodec(Cart)
+assert_type(msgpack_codec, MsgpackCodec[Cart])
+codec: Codec[Cart] = msgpack_codec
+other: Codec[int] = msgpack_codec  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+local = LocalStorage(ttl=timedelta(minutes=30), max_sessions=10, codec=json_codec)
+assert_type(local, LocalStorage[Cart])
+
+
+def borrow(client: Redis, cluster: RedisCluster) -> None:
+    """A storage takes a client of either kind."""
+    assert_type(RedisStorage(client, ttl=1.5, codec=json_codec), RedisStorage[Cart])
+    assert_type(
+        RedisStorage(cluster, ttl=1, key_prefix="shop:", codec=msgpack_codec, timeout=1.0),
+        RedisStorage[Cart],
+    )
+
+
+owned = RedisStorage.from_url("redis://localhost", ttl=60, codec=json_codec)
+assert_type(owned, RedisStorage[Cart])
+
+# Without a codec the data is whatever the annotation says.
+plain: LocalStorage[dict[str, int]] = LocalStorage(ttl=60)
+anything: Storage[Any] = RedisStorage.from_url("redis://localhost", ttl=60)
+storages: list[Storage[Cart]] = [local, owned]
+
+
+async def five_verbs(storage: Storage[Cart]) -> None:
+    """The interface of every storage."""
+    assert_type(await storage.load("x"), Session[Cart])
+    assert_type(await storage.delete("x"), bool)
+    assert_type(await storage.delete_expired(), int)
+    assert_type(await storage.delete_expired(datetime.now(UTC)), int)
+    await storage.store(session)
+    await storage.store(session, when=When.UNCHANGED)
+    await storage.store(session, When.ABSENT)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await storage.store(Session(id="x", data=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await storage.aclose()
+    async with local as entered:
+        assert_type(entered, LocalStorage[Cart])
+
+
+async def manager() -> None:
+    """A manager has its storage's data type."""
+    sessions = SessionManager(local, max_lifetime=timedelta(hours=8), sweep_interval=60, grace=0.5)
+    assert_type(sessions, SessionManager[Cart])
+    async with sessions as entered:
+        assert_type(entered, SessionManager[Cart])
+        created = await entered.create(
+            kind="web", principal="ada", metadata={"a": "b"}, data=Cart([]), id="x"
+        )
+        assert_type(created, Session[Cart])
+        assert_type(await entered.get("x"), Session[Cart])
+        assert_type(await entered.rotate(created), Session[Cart])
+        assert_type(await entered.delete("x"), bool)
+        await entered.save(created)
+        await entered.create(data="tea")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def add(changed: Session[Cart]) -> None:
+    """A change in place."""
+    changed.metadata["seen"] = "yes"
+
+
+async def add_slowly(changed: Session[Cart]) -> None:
+    """A change in place that waits for something."""
+    changed.metadata["seen"] = "yes"
+
+
+def count(changed: Session[Cart]) -> int:
+    """A change with a result."""
+    return len(changed.metadata)
+
+
+async def count_slowly(changed: Session[Cart]) -> int:
+    """A change with a result that waits for something."""
+    return len(changed.metadata)
+
+
+async def mutate(sessions: SessionManager[Cart]) -> None:
+    """What `mutate` returns depends on what the change returns."""
+    assert_type(await sessions.mutate("x", add), Session[Cart])
+    assert_type(await sessions.mutate("x", add_slowly), Session[Cart])
+    assert_type(await sessions.mutate("x", count), tuple[Session[Cart], int])
+    assert_type(await sessions.mutate("x", count_slowly), tuple[Session[Cart], int])
+
+
+# A storage, a codec or a clock of one's own needs the right methods, not a base class.
+
+
+class OwnStorage:
+    """A storage that inherits nothing."""
+
+    async def store(self, session: Session[Cart], *, when: When = When.ALWAYS) -> None: ...
+
+    async def load(self, id: str) -> Session[Cart]:
+        raise NotImplementedError
+
+    async def delete(self, id: str) -> bool:
+        raise NotImplementedError
+
+    async def delete_expired(self, before: datetime | None = None) -> int:
+        raise NotImplementedError
+
+    async def aclose(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class OwnCodec:
+    """A codec that inherits nothing."""
+
+    def encode(self, session: Session[Cart]) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, payload: bytes) -> Session[Cart]:
+        raise NotImplementedError
+
+
+class OwnClock:
+    """A clock that inherits nothing."""
+
+    def monotonic(self) -> float:
+        raise NotImplementedError
+
+    def time(self) -> float:
+        raise NotImplementedError
+
+
+assert_type(SessionManager(OwnStorage()), SessionManager[Cart])
+assert_type(LocalStorage(ttl=60, codec=OwnCodec()), LocalStorage[Cart])
+clock: Clock = OwnClock()
+local_with_clock: LocalStorage[Cart] = LocalStorage(ttl=60, clock=clock)
+
+
+def status(error: SessionError) -> int:
+    """Every error has an HTTP status, and the standard base that callers know."""
+    as_value_error: type[ValueError] = InvalidSession
+    as_lookup_error: type[LookupError] = SessionNotFound
+    of_one_kind: list[type[SessionError]] = [
+        CorruptSession,
+        SessionConflict,
+        SessionExists,
+        StorageClosed,
+        StorageUnavailable,
+    ]
+    assert_type(error.status, int)
+    return error.status + len(of_one_kind) + len(as_value_error.__name__ + as_lookup_error.__name__)
