@@ -78,16 +78,17 @@ class TestRedisStorageOnACluster(
         self.nodes.age(seconds)
 
     @pytest.fixture
-    def make_storage(self, nodes: Cluster) -> StorageFactory:
+    def make_storage(self, shared_cluster: Cluster) -> StorageFactory:
         """Storages on an empty cluster, each with a client to borrow."""
-        self.nodes = nodes
+        shared_cluster.flush()
+        self.nodes = shared_cluster
 
         @asynccontextmanager
         async def make(
             *, ttl: float = 60.0, codec: Codec[Any] | None = None
         ) -> AsyncIterator[RedisStorage[Any]]:
             async with (
-                cluster_client(nodes.nodes[0].port) as client,
+                cluster_client(self.nodes.nodes[0].port) as client,
                 RedisStorage[Any](
                     client, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock
                 ) as storage,

@@ -269,6 +269,21 @@ async def test_a_late_caller_takes_nobody_along(lone_masters: Cluster) -> None:
     assert isinstance(result, Session)
 
 
+async def test_one_node_that_answers_is_enough_to_begin_with(lone_masters: Cluster) -> None:
+    """Of the nodes that the client was told, others may refuse connections or hang."""
+    lone_masters.settle()
+    hung, *others = lone_masters.nodes
+    id = id_on(lone_masters, others[1])
+    with mended(hung), deaf_port() as deaf:
+        hung.pause()
+        ports = (deaf, hung.port, others[0].port)
+        client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", port) for port in ports])
+        async with RedisStorage[Any](client, ttl=600, timeout=2.0) as storage:
+            await storage.store(Session(id=id))
+            assert (await storage.load(id)).id == id
+        await client.aclose()
+
+
 async def test_closing_amid_a_breakdown_leaves_nothing_behind(lone_masters: Cluster) -> None:
     """No task and no connection, though callers were about to ask who replaces a node."""
     lone_masters.settle()
@@ -293,18 +308,3 @@ async def test_closing_amid_a_breakdown_leaves_nothing_behind(lone_masters: Clus
                 tasks = asyncio.all_tasks()
 
     assert left == []
-
-
-async def test_one_node_that_answers_is_enough_to_begin_with(lone_masters: Cluster) -> None:
-    """Of the nodes that the client was told, others may refuse connections or hang."""
-    lone_masters.settle()
-    hung, *others = lone_masters.nodes
-    id = id_on(lone_masters, others[1])
-    with mended(hung), deaf_port() as deaf:
-        hung.pause()
-        ports = (deaf, hung.port, others[0].port)
-        client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", port) for port in ports])
-        async with RedisStorage[Any](client, ttl=600, timeout=2.0) as storage:
-            await storage.store(Session(id=id))
-            assert (await storage.load(id)).id == id
-        await client.aclose()

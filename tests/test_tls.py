@@ -31,9 +31,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Secured]:
         yield made
 
 
-def of_url(url: str, timeout: float = 2.0) -> RedisStorage[Any]:
+def of_url(url: str) -> RedisStorage[Any]:
     """A storage with a client of its own."""
-    return RedisStorage.from_url(url, ttl=60, timeout=timeout)
+    return RedisStorage.from_url(url, ttl=60, timeout=1.0)
 
 
 @asynccontextmanager
@@ -53,7 +53,7 @@ async def borrowing(port: int, **options: Any) -> AsyncIterator[RedisStorage[Any
     host = settings.pop("host", "127.0.0.1")
     async with (
         Redis(host=host, port=port, ssl=True, client_name=NAME, **settings) as client,  # type: ignore[arg-type]
-        RedisStorage[Any](client, ttl=60, timeout=2.0) as storage,
+        RedisStorage[Any](client, ttl=60, timeout=1.0) as storage,
     ):
         yield storage
         await storage.aclose()
@@ -79,7 +79,7 @@ async def refusal(storage: RedisStorage[Any]) -> SessionError:
     id = SECRET + new_session_id()
     result, took = await outcome(storage.store(Session(id=id, data=SECRET)))
     assert type(result) is StorageUnavailable
-    assert took < 2.5
+    assert took < 1.5
     assert SECRET not in said_by(result)
     return result
 
@@ -162,7 +162,7 @@ async def test_tls_and_no_tls_do_not_talk(server: Secured) -> None:
     async with owning(server.server.port, ssl_ca_certs=server.ca) as storage:
         await refusal(storage)
     url = f"redis://user:{SECRET}@127.0.0.1:{server.port}"
-    async with of_url(url, timeout=1.0) as storage:
+    async with of_url(url) as storage:
         await refusal(storage)
 
 
