@@ -12,7 +12,6 @@ import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
-import hiredis
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoScriptError
 
@@ -36,6 +35,7 @@ from .faults import translated
 from .health import ServerHealth, health_from_info
 from .home import Home
 from .server import Server, SingleServer
+from .wire import command, filled
 
 if TYPE_CHECKING:  # as for D; `from_url` is called on the bare class, which has no D yet
     from typing_extensions import TypeVar
@@ -84,6 +84,7 @@ class RedisStorage(Storage[D], Generic[D]):
             message = f"key_prefix must end with ':', and {key_prefix!r} does not"
             raise ValueError(message)
         self._ttl = milliseconds(ttl, "ttl")
+        self._getex = command(b"GETEX", None, b"PX", b"%d" % self._ttl)
         self._key_prefix = key_prefix.encode()
         self._codec = codec
         self._clock = clock
@@ -139,14 +140,22 @@ class RedisStorage(Storage[D], Generic[D]):
         now = self._time()
         ttl = max(1, min(self._ttl, expires_at - now))
         if when is When.ALWAYS:
-            payload = _pack(b"SET", key, record, b"PX", ttl)
+            payload = filled(_SET, key, record, b"%d" % ttl)
             reply, _ = await self._server.call(key, payload, _STRING, deadline)
             if _checked(reply) != b"OK":
                 raise StorageUnavailable(_NONSENSE)
         else:
             expected = VERSION + session.revision.encode("ascii", "replace")
-            arguments = (When(when).value, record, ttl, b"%015d" % now, expected)
-            status, unsure = await self._run(deadline, scripts.STORE, key, *arguments)
+            status, unsure = await self._run(
+                deadline,
+                _STORE,
+                key,
+                _CONDITIONS[when],
+                record,
+                b"%d" % ttl,
+                b"%015d" % now,
+                expected,
+            )
             if status != scripts.WRITTEN:
                 raise _refusal(status, unsure=unsure)
         session.revision = revision
@@ -155,7 +164,7 @@ class RedisStorage(Storage[D], Generic[D]):
         """See `Storage.load`."""
         deadline = self._begin()
         key = self._key(id)
-        payload = _pack(b"GETEX", key, b"PX", self._ttl)
+        payload = filled(self._getex, key)
         record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline)
         if _checked(record) is None:
             raise SessionNotFound(NOT_FOUND)
@@ -169,7 +178,7 @@ class RedisStorage(Storage[D], Generic[D]):
                 there was one is unknown.
         """
         deadline = self._begin()
-        existed, unsure = await self._run(deadline, scripts.DELETE, self._key(id), self._time())
+        existed, unsure = await self._run(deadline, _DELETE, self._key(id), b"%d" % self._time())
         if existed not in (0, 1):
             raise StorageUnavailable(_NONSENSE)
         if unsure and not existed:
@@ -196,7 +205,7 @@ class RedisStorage(Storage[D], Generic[D]):
         """
         deadline = self._begin()
         began = time.perf_counter()
-        replies = await self._server.call_each(_pack(b"INFO"), _STRING, deadline)
+        replies = await self._server.call_each(command(b"INFO"), _STRING, deadline)
         round_trip = time.perf_counter() - began
         return tuple(health_from_info(_checked(reply), round_trip) for reply in replies)
 
@@ -227,17 +236,26 @@ class RedisStorage(Storage[D], Generic[D]):
         return max(0, round(self._clock.time() * 1000))
 
     async def _run(
-        self, deadline: float, script: scripts.Script, key: bytes, *args: Any
+        self, deadline: float, script: "_Prepared", key: bytes, *args: bytes
     ) -> tuple[int, bool]:
         """Run a script, which the server may have to be told first."""
-        payload = _pack(b"EVALSHA", script.digest, 1, key, *args)
+        payload = filled(script.by_digest, key, *args)
         reply, unsure = await self._server.call(key, payload, _INTEGER, deadline)
         if isinstance(reply, NoScriptError):
             # Nothing has been run, so this is the same try.
-            payload = _pack(b"EVAL", script.source, 1, key, *args)
+            payload = filled(script.by_source, key, *args)
             reply, again = await self._server.call(key, payload, _INTEGER, deadline)
             unsure = unsure or again
         return _checked(reply), unsure
+
+
+class _Prepared:
+    """A script, prepared to be run on one key with so many arguments."""
+
+    def __init__(self, script: scripts.Script, arguments: int) -> None:
+        slots = [None] * (1 + arguments)
+        self.by_digest = command(b"EVALSHA", script.digest, b"1", *slots)
+        self.by_source = command(b"EVAL", script.source, b"1", *slots)
 
 
 def _server_of(client: "Redis | RedisCluster", timeout: float) -> Server:
@@ -256,10 +274,14 @@ _NONSENSE = "the server answered with what is no answer to the command"
 _UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
 
 
-def _pack(*command: bytes | str | int) -> bytes:
-    """A command in the server's protocol, RESP."""
-    packed: bytes = hiredis.pack_command(cast("Any", command))  # typed for commands of one word
-    return packed
+_SET: Final = command(b"SET", None, None, b"PX", None)
+_STORE: Final = _Prepared(scripts.STORE, 5)
+_DELETE: Final = _Prepared(scripts.DELETE, 1)
+_CONDITIONS: Final = {
+    When.ABSENT: b"absent",
+    When.PRESENT: b"present",
+    When.UNCHANGED: b"unchanged",
+}
 
 
 def _checked(reply: Any) -> Any:
