@@ -9,7 +9,7 @@ Invariants:
 """
 
 import re
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, cast, overload
 
 import msgspec
 
@@ -113,7 +113,9 @@ class _MsgspecCodec(Generic[D]):
 class JsonCodec(_MsgspecCodec[D]):
     """Sessions as JSON, readable in any tool that shows what a database holds.
 
-    JSON has no NaN and no infinities: such floats are encoded as null. `MsgpackCodec` keeps them.
+    Without a data type, `data` comes back as what JSON has: lists for tuples, strings for bytes and
+    dates. JSON has no NaN and no infinities: such floats are encoded as null. `MsgpackCodec` keeps
+    them.
 
     Args:
         data_type: The type of `Session.data`: any type that msgspec supports (structs, dataclasses,
@@ -121,13 +123,22 @@ class JsonCodec(_MsgspecCodec[D]):
         max_bytes: The most bytes an encoded session may have.
 
     Raises:
-        TypeError: msgspec does not support the data type.
+        TypeError: msgspec cannot make a decoder for the data type.
         ValueError: `max_bytes` is not positive.
     """
 
     _format = "JSON"
 
-    def __init__(self, data_type: type[D] = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
+    @overload
+    def __init__(self, data_type: type[D], max_bytes: int = MAX_BYTES) -> None: ...
+
+    # Unions and other forms that are no classes.
+    @overload
+    def __init__(
+        self: "JsonCodec[Any]", data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES
+    ) -> None: ...
+
+    def __init__(self, data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
         decoder = msgspec.json.Decoder(_session_of(data_type))
         super().__init__(msgspec.json.Encoder(), decoder, data_type, max_bytes)
 
@@ -141,13 +152,22 @@ class MsgpackCodec(_MsgspecCodec[D]):
         max_bytes: The most bytes an encoded session may have.
 
     Raises:
-        TypeError: msgspec does not support the data type.
+        TypeError: msgspec cannot make a decoder for the data type.
         ValueError: `max_bytes` is not positive.
     """
 
     _format = "MessagePack"
 
-    def __init__(self, data_type: type[D] = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
+    @overload
+    def __init__(self, data_type: type[D], max_bytes: int = MAX_BYTES) -> None: ...
+
+    # Unions and other forms that are no classes.
+    @overload
+    def __init__(
+        self: "MsgpackCodec[Any]", data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES
+    ) -> None: ...
+
+    def __init__(self, data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
         decoder = msgspec.msgpack.Decoder(_session_of(data_type))
         super().__init__(msgspec.msgpack.Encoder(), decoder, data_type, max_bytes)
 

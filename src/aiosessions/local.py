@@ -26,7 +26,7 @@ from .codec import Codec, JsonCodec
 from .errors import SessionConflict, SessionExists, SessionNotFound, StorageClosed
 from .record import NO_DEADLINE, NOT_FOUND, seal, unseal
 from .session import D, Session, as_utc, check_id, epoch_milliseconds
-from .storage import Clock, Storage, When, milliseconds
+from .storage import Clock, Storage, When, check_when, milliseconds
 
 # A batch takes well under a millisecond: the longest time that a sweep keeps the event loop.
 _SWEEP_BATCH = 500
@@ -85,9 +85,10 @@ class LocalStorage(Storage[D], Generic[D]):
     async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
         """See `Storage.store`."""
         self._check_open()
+        check_when(when)
         revision, deadline, record = seal(session, self._codec)
         if when is not When.ALWAYS:
-            self._check_condition(session, When(when))
+            self._check_condition(session, when)
         self._put(session.id, _Entry(record, revision, self._monotonic() + self._ttl, deadline))
         session.revision = revision
 

@@ -4,7 +4,7 @@ Invariants:
 
 - A session is created only where there was none, and saved only over the revision that was loaded:
   no write is lost without an error, and none brings a deleted session back.
-- `expires_at` is stamped once, at creation, and moves never again.
+- The manager stamps `expires_at` once, at creation, and never moves it.
 - After a rotation the old id answers with what was stored under it before, and accepts no writes:
   what happens after the rotation happens under the new id alone.
 """
@@ -51,7 +51,8 @@ class SessionManager(Generic[D]):
             None for as long as it is used.
         sweep_interval: How often to call `delete_expired`, while the manager is entered: seconds or
             a timedelta. None for never: Redis needs no sweep, and `LocalStorage` is bounded anyway.
-        grace: How long the old id of a rotated session still answers: seconds. 0 for not at all.
+        grace: How long the old id of a rotated session still answers: seconds or a timedelta.
+            0 for not at all.
         clock: Where the time comes from.
 
     Raises:
@@ -119,6 +120,7 @@ class SessionManager(Generic[D]):
             SessionExists: There is a session with this id.
             StorageUnavailable: The storage cannot be reached.
         """
+        _check_metadata(metadata or {})
         now = self._now()
         session = Session(
             id=new_session_id() if id is None else id,
@@ -160,6 +162,8 @@ class SessionManager(Generic[D]):
             InvalidSession: The session cannot be stored.
             StorageUnavailable: The storage cannot be reached; it may have been stored or not.
         """
+        if session.revision:
+            _check_metadata(session.metadata)
         saved = msgspec.structs.replace(session, updated_at=self._now())
         await self._storage.store(saved, when=When.UNCHANGED)
         session.updated_at, session.revision = saved.updated_at, saved.revision
@@ -180,7 +184,7 @@ class SessionManager(Generic[D]):
         change: Callable[[Session[D]], None],
         *,
         attempts: int = ...,
-        timeout: float = ...,
+        timeout: float | timedelta = ...,
     ) -> Session[D]: ...
 
     @overload
@@ -190,7 +194,7 @@ class SessionManager(Generic[D]):
         change: Callable[[Session[D]], Awaitable[None]],
         *,
         attempts: int = ...,
-        timeout: float = ...,
+        timeout: float | timedelta = ...,
     ) -> Session[D]: ...
 
     @overload
@@ -200,7 +204,7 @@ class SessionManager(Generic[D]):
         change: Callable[[Session[D]], Awaitable[T]],
         *,
         attempts: int = ...,
-        timeout: float = ...,
+        timeout: float | timedelta = ...,
     ) -> tuple[Session[D], T]: ...
 
     @overload
@@ -210,7 +214,7 @@ class SessionManager(Generic[D]):
         change: Callable[[Session[D]], T],
         *,
         attempts: int = ...,
-        timeout: float = ...,
+        timeout: float | timedelta = ...,
     ) -> tuple[Session[D], T]: ...
 
     async def mutate(
@@ -219,7 +223,7 @@ class SessionManager(Generic[D]):
         change: Callable[[Session[D]], Any],
         *,
         attempts: int = 100,
-        timeout: float = 10.0,
+        timeout: float | timedelta = 10.0,
     ) -> Session[D] | tuple[Session[D], Any]:
         """Load a session, change it and save it; with a fresh copy again when someone else did.
 
@@ -229,7 +233,7 @@ class SessionManager(Generic[D]):
                 runs once for every attempt, so it must not do anything that cannot be repeated.
                 What it raises abandons the write and comes out of `mutate`.
             attempts: The most attempts.
-            timeout: Seconds after which no further attempt begins.
+            timeout: When no further attempt begins any more: seconds or a timedelta.
 
         Returns:
             The session as saved; if the last run of `change` returned something other than None,
@@ -239,10 +243,15 @@ class SessionManager(Generic[D]):
             SessionConflict: Every attempt met another writer, or the id has been rotated away.
             SessionNotFound: There is no such session, or no longer.
             InvalidSession: `change` made it a session that cannot be stored, or changed its id.
+            ValueError: `attempts` is not positive.
             StorageUnavailable: The storage cannot be reached; the change may have been saved or
                 not. It is not tried again, as it would then be applied twice.
         """
-        deadline = anyio.current_time() + timeout
+        if attempts < 1:
+            message = f"attempts must be at least 1, not {attempts}"
+            raise ValueError(message)
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = anyio.current_time() + seconds
         for attempt in itertools.count(1):
             session = await self.get(id)
             if not session.revision:
@@ -324,6 +333,12 @@ class SessionManager(Generic[D]):
                 # The next round may succeed. What is no error of ours may say an id.
                 ours = isinstance(error, SessionError)
                 _log.warning("a sweep failed: %s", error if ours else type(error).__name__)
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if RETIRED in metadata:
+        message = f"the metadata key {RETIRED} is reserved"
+        raise InvalidSession(message)
 
 
 def _optional(duration: float | timedelta | None, what: str) -> timedelta | None:

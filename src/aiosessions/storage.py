@@ -106,6 +106,17 @@ class Storage(Protocol[D]):
         await self.aclose()
 
 
+def check_when(when: When) -> None:
+    """Refuse what is no `When`, also one that only looks like it.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(when, When):
+        message = f"when is a When, such as When.ABSENT, not {type(when).__name__}"
+        raise TypeError(message)
+
+
 class Clock(Protocol):
     """Where the time comes from. The standard module `time` is one; tests bring their own."""
 

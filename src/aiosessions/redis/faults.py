@@ -18,6 +18,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import CorruptSession, SessionError, StorageUnavailable
@@ -45,8 +46,8 @@ _CAUSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 )
 _KNOWN = {*_REFUSALS, "WRONGTYPE"}
 _CODE = re.compile(r"\b[A-Z]{3,}\b")
-# What is quoted, but for names of commands, which are lower-case words.
-_QUOTED = re.compile(r"""'(?![a-z|]+')[^']*'|"[^"]*"|`(?![a-z|]+`)[^`]*`|\(.*\)""", re.DOTALL)
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\(.*\)""", re.DOTALL)
+_COMMAND_NAME = re.compile(r"'[a-z|]+'|`[a-z|]+`")
 
 
 def translated(error: Exception) -> SessionError:
@@ -73,13 +74,16 @@ def _cause(error: Exception, code: str, text: str) -> str:
         return "the server has no GETEX: Redis 6.2 or later, or Valkey, is needed"
     if isinstance(error, ResponseError):
         return f"the server answered with an error: {code or 'ERR'}"
+    if isinstance(error, RedisConnectionError) and text.startswith("Error "):
+        # The driver's own words: what it did, where, and what the system says.
+        return f"the connection to the server failed: {_QUOTED.sub('...', text)}"
     return f"the connection to the server failed ({type(error).__name__})"
 
 
 def _redacted(error: Exception) -> Exception:
     """What to chain to: `error`, or one in its place if it quotes more than a command's name."""
     text = str(error)
-    safe = _QUOTED.sub("'...'", text)
+    safe = _QUOTED.sub(lambda it: it[0] if _COMMAND_NAME.fullmatch(it[0]) else "'...'", text)
     if safe == text:
         return error
     return RedisError(f"{type(error).__name__}: {safe}").with_traceback(error.__traceback__)

@@ -40,7 +40,8 @@ def health_from_info(info: bytes, round_trip: float) -> ServerHealth:
     role = fields.get("role", "")
     policy = fields.get("maxmemory_policy", "")
     warnings: list[str] = []
-    if compatible and _numbers(compatible) < _OLDEST:
+    numbers = _numbers(compatible)
+    if numbers and numbers < _OLDEST:
         warnings.append(f"version {compatible} has no GETEX: Redis 6.2 or later is needed")
     if role == "slave":
         warnings.append("this is a replica, which accepts neither writes nor loads")
@@ -60,4 +61,4 @@ def health_from_info(info: bytes, round_trip: float) -> ServerHealth:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    return tuple(int(part[:9]) for part in version.split(".")[:2] if part.isdecimal())

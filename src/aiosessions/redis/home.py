@@ -24,9 +24,13 @@ class Home:
             The event loop.
 
         Raises:
-            StorageUnavailable: It is another event loop, or another process.
+            StorageUnavailable: It is another event loop, none of asyncio's, or another process.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            message = "RedisStorage runs under asyncio, and there is no asyncio event loop here"
+            raise StorageUnavailable(message) from error
         if self._loop is None:
             self._loop = loop
             self._process = _process

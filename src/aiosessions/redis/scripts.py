@@ -41,7 +41,7 @@ local head = redis.call('GETRANGE', KEYS[1], 0, 31)
 
 -- By far the most frequent case, first and in the fewest steps.
 if string.sub(head, 1, 17) == ARGV[5] and string.sub(head, 18, 32) > ARGV[4]
-    and ARGV[1] == 'unchanged' and #head == 32 then
+    and ARGV[1] == 'unchanged' and #head == 32 and not string.find(head, '%D', 18) then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
   return 1
 end

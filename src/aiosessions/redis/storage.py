@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..record import NOT_FOUND, VERSION, seal, unseal
 from ..session import D, Session, as_utc, check_id
-from ..storage import Clock, Storage, When, milliseconds
+from ..storage import Clock, Storage, When, check_when, milliseconds
 from . import scripts
 from .cluster import Cluster
 from .connect import client_from_url, maker
@@ -135,6 +135,7 @@ class RedisStorage(Storage[D], Generic[D]):
     async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
         """See `Storage.store`."""
         deadline = self._begin()
+        check_when(when)
         revision, expires_at, record = seal(session, self._codec)
         key = self._key(session.id)
         now = self._time()
