@@ -1,10 +1,24 @@
-"""A storage that lets a test do something between any two steps of what uses it."""
+"""A storage that lets a test do something between any two steps of what uses it, and a manager."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from aiosessions import Session, Storage, When
+import msgspec
+
+from aiosessions import (
+    Codec,
+    JsonCodec,
+    LocalStorage,
+    Session,
+    SessionConflict,
+    SessionManager,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+    When,
+)
+from aiosessions.testing import FakeClock
 
 Hook = Callable[[int, str], Awaitable[None]]
 
@@ -72,3 +86,50 @@ class HookedStorage(Storage[Any]):
         self._points += 1
         if self.hook is not None:
             await self.hook(number, name)
+
+
+class Setting:
+    """A manager over a storage that can be hooked, both on a clock that stands still.
+
+    Attributes:
+        clock: The clock.
+        storage: The hooked storage.
+        sessions: The manager over it, made with `options`.
+        rival: Somebody else, on another replica, whom no hook sees.
+    """
+
+    def __init__(
+        self, *, ttl: float = 600, codec: Codec[Any] | None = None, **options: Any
+    ) -> None:
+        self.clock = FakeClock()
+        inner = LocalStorage[Any](ttl=ttl, clock=self.clock, codec=codec or JsonCodec())
+        self.storage = HookedStorage(inner)
+        self.sessions = SessionManager[Any](self.storage, clock=self.clock, **options)
+        self.rival = SessionManager[Any](inner, clock=self.clock, **options)
+
+    async def lives(self, id: str) -> bool:
+        """Whether there is a session under this id."""
+        try:
+            await self.rival.get(id)
+        except SessionNotFound:
+            return False
+        return True
+
+    async def writable(self, id: str) -> bool:
+        """Whether there is a session under this id that can be written."""
+        try:
+            await self.rival.mutate(id, lambda _: None)
+        except (SessionNotFound, SessionConflict):
+            return False
+        return True
+
+
+def fields(session: Session[Any]) -> dict[str, Any]:
+    """What a session is now, to compare it with what it is later."""
+    return msgspec.structs.asdict(session) | {"metadata": dict(session.metadata)}
+
+
+async def unavailable(_: int, __: str) -> None:
+    """A hook: the storage is out of reach."""
+    message = "the server did not answer in time"
+    raise StorageUnavailable(message)

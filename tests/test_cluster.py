@@ -47,7 +47,16 @@ from tests.callers import (
 )
 from tests.connecting import run_block
 from tests.servers import Server, binaries, deaf_port
-from tests.topologies import Cluster, ask, cluster, connections, disconnected, eventually, move_keys
+from tests.topologies import (
+    Cluster,
+    ask,
+    asking,
+    cluster,
+    connections,
+    disconnected,
+    eventually,
+    move_keys,
+)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +124,38 @@ class TestRedisStorageOnACluster(
             yield make
 
 
+def forget_statistics(nodes: Cluster) -> None:
+    """Let all nodes count from zero."""
+    for node in nodes.nodes:
+        ask(node, "CONFIG", "RESETSTAT")
+
+
+def calls(nodes: Cluster, command: str) -> Counter[str]:
+    """How often all nodes together were sent a command, and how often they refused it."""
+    found = Counter[str]()
+    for node in nodes.nodes:
+        with asking(node) as client:
+            statistics = client.info("commandstats").get(f"cmdstat_{command}", {})
+        found["calls"] += statistics.get("calls", 0)
+        found["refusals"] += statistics.get("rejected_calls", 0)
+    return found
+
+
+async def test_a_load_is_one_command_to_one_node(nodes: Cluster) -> None:
+    """Nothing is redirected while no slot moves, whatever is in the ids."""
+    ids = [f"{new_session_id()}{tag}" for tag in ("", "{}", "{a}", "{b", "}{c}", "{{d}}") * 5]
+    async with cluster_storage(nodes) as storage:
+        for id in ids:
+            await storage.store(Session(id=id))
+    async with cluster_storage(nodes) as storage:
+        await storage.ping()  # so that it knows the map, and has not corrected any of it
+        forget_statistics(nodes)
+
+        await asyncio.gather(*(storage.load(id) for id in ids))
+
+    assert calls(nodes, "getex") == {"calls": len(ids), "refusals": 0}
+
+
 async def test_a_storage_has_one_connection_to_each_master(nodes: Cluster) -> None:
     """And none to a replica, also if that was asked for the map, however many callers there are."""
     masters = nodes.masters()
@@ -156,7 +197,7 @@ async def test_a_readiness_check_asks_every_master(nodes: Cluster) -> None:
 
 
 async def test_first_use_by_many_callers_at_once_works(nodes: Cluster) -> None:
-    """Nothing has to be initialised: 200 callers each get their own session."""
+    """Nothing has to be initialised: 200 callers share one look at the map of slots."""
     for _ in range(5):
         async with cluster_storage(nodes) as storage:
             sessions = [Session[Any](id=new_session_id()) for _ in range(200)]
@@ -167,8 +208,10 @@ async def test_first_use_by_many_callers_at_once_works(nodes: Cluster) -> None:
                 await storage.store(session, when=When.ABSENT)
                 assert await storage.load(session.id) == session
 
+            forget_statistics(nodes)
             await asyncio.gather(*(use(session) for session in sessions))
 
+            assert calls(nodes, "cluster|slots")["calls"] == 1
             found = Counter({node: connections(node, NAME) for node in nodes.nodes})
             assert max(found.values()) == 1
 

@@ -38,6 +38,7 @@ from tests.fault_proxy import (
     Fault,
     FaultProxy,
     cut,
+    hold,
     replace,
     swallow,
     truncate,
@@ -152,6 +153,21 @@ async def test_what_has_not_been_sent_to_a_stuck_server_never_is(proxy: FaultPro
     proxy.resume()
     await until(lambda: not proxy.tunnels)
     assert proxy.counts.requests["SET"] <= 8
+
+
+async def test_what_was_sent_on_a_stuck_connection_is_not_sent_again(proxy: FaultProxy) -> None:
+    """Nor acknowledged: its first copy may still arrive, and undo what is written after it."""
+    async with Storage.from_url(proxy.url, ttl=60, timeout=SHORT) as storage:
+        session = await stored(storage)
+        proxy.counts = Counts()
+        order = proxy.on_request("GETEX", hold(asyncio.Event()))
+        loading = asyncio.create_task(outcome(storage.load(session.id)))
+        await order.hit.wait()
+        storing = asyncio.create_task(outcome(storage.store(session)))
+
+        assert [await loading, await storing] == [StorageUnavailable] * 2
+        await storage.load(session.id)
+        assert proxy.counts.requests["SET"] == 0  # the proxy still holds the first copy
 
 
 async def test_a_dead_server_fails_fast_and_recovers(fragile: Server) -> None:

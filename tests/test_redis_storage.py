@@ -1,11 +1,10 @@
 """`RedisStorage` beyond the contract: what it sends, by the server's own count, and to whom.
 
 Commands are pinned exactly, as they are what a load costs, what an ACL has to allow, and what a
-proxy in between sees. Faults of networks are in other files; here the server itself is at fault.
+proxy in between sees. What happens when servers fail is in other files.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -15,7 +14,7 @@ import anyio
 import msgspec
 import pytest
 import redis
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
 from aiosessions import (
     JsonCodec,
@@ -26,13 +25,12 @@ from aiosessions import (
     SessionExists,
     SessionManager,
     SessionNotFound,
-    StorageUnavailable,
     When,
     new_session_id,
 )
 from aiosessions.record import unseal
 from aiosessions.testing import FakeClock
-from tests.servers import Server, binaries, running
+from tests.servers import Server
 
 # What anything here may take that does not end in an error; nothing comes near it.
 _PATIENCE = 20.0
@@ -414,40 +412,6 @@ async def every_verb(storage: RedisStorage[Any]) -> None:
         await storage.load(session.id)
 
 
-CLIENTS: dict[str, Callable[[Server], Redis]] = {
-    "plain": lambda server: Redis(port=server.port),
-    "from-url": lambda server: Redis.from_url(server.url),
-    "decoding": lambda server: Redis(port=server.port, decode_responses=True),
-    "latin": lambda server: Redis(port=server.port, decode_responses=True, encoding="latin-1"),
-    "resp2": lambda server: Redis(port=server.port, protocol=2),
-    "resp3": lambda server: Redis(port=server.port, protocol=3, decode_responses=True),
-    "database": lambda server: Redis(port=server.port, db=3),
-    "named": lambda server: Redis(port=server.port, client_name="gateway"),
-    "socket": lambda server: Redis(unix_socket_path=str(server.directory / "socket")),
-    "one-connection": lambda server: Redis(port=server.port, single_connection_client=True),
-    "impatient": lambda server: Redis(port=server.port, socket_timeout=5, health_check_interval=1),
-    "blocking-pool": lambda server: Redis.from_pool(
-        BlockingConnectionPool.from_url(server.url, max_connections=1)
-    ),
-}
-
-
-@pytest.mark.parametrize("make", CLIENTS.values(), ids=CLIENTS)
-async def test_any_client_can_be_borrowed(server: Server, make: Callable[[Server], Redis]) -> None:
-    """However it was set up, it works, and is left open and usable as it was."""
-    async with make(server) as client:
-        number = await client.client_id()
-        await client.set("mine", "kept")
-
-        async with RedisStorage[Any](client, ttl=60) as storage:
-            await every_verb(storage)
-            await asyncio.gather(*(every_verb(storage) for _ in range(20)))
-            assert await client.get("mine") in ("kept", b"kept")
-
-        assert await client.get("mine") in ("kept", b"kept")
-        assert await client.client_id() == number
-
-
 async def test_a_borrowed_clients_database_is_used(server: Server, observer: "redis.Redis") -> None:
     """Sessions are in the database that the client has selected, also the owned one of a URL."""
     url = server.url.replace("/0", "/3")
@@ -547,122 +511,6 @@ async def test_connections_have_a_name(server: Server, observer: "redis.Redis") 
         clients: Any = observer.client_list()
 
     assert {"aiosessions", "gateway"} <= {each["name"] for each in clients}
-
-
-# A server that does not answer
-
-
-@pytest.fixture(scope="module", params=binaries())
-def fragile(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server that may be paused and ended, as nobody else uses it."""
-    with running(binaries()[request.param]) as server:
-        yield server
-
-
-@contextmanager
-def paused(server: Server) -> Iterator[None]:
-    """Stop the process: connections stay open, and nothing comes back."""
-    server.pause()
-    try:
-        yield
-    finally:
-        server.resume()
-
-
-@contextmanager
-def client_pause(server: Server) -> Iterator[None]:
-    """Have the server itself hold back whatever writes, which is all that a storage does."""
-    with server.client() as client:
-        client.client_pause(60_000, all=False)
-        try:
-            yield
-        finally:
-            client.client_unpause()
-
-
-def verbs(storage: RedisStorage[Any], session: Session[Any]) -> list[Any]:
-    """One call of each verb."""
-    return [
-        storage.load(session.id),
-        storage.delete(new_session_id()),
-        *(storage.store(msgspec.structs.replace(session), when=when) for when in When),
-    ]
-
-
-@pytest.mark.parametrize("stop", [paused, client_pause])
-async def test_a_server_that_hangs(fragile: Server, stop: Callable[..., Any]) -> None:
-    """Every verb ends with `StorageUnavailable` within its timeout; afterwards all is well."""
-    fragile.flush()
-    async with connected(fragile, timeout=0.25) as storage:
-        session = Session[Any](id=new_session_id(), data=1)
-        await storage.store(session)
-
-        with stop(fragile):
-            start = time.monotonic()
-            with anyio.fail_after(_PATIENCE):
-                results = await asyncio.gather(*verbs(storage, session), return_exceptions=True)
-                for verb in verbs(storage, session):
-                    results += await asyncio.gather(verb, return_exceptions=True)
-            # Six at once, then one after another. 0.25 s each, and a machine may be slow.
-            assert time.monotonic() - start < 7 * 0.25 + 5
-
-        assert [type(result) for result in results] == [StorageUnavailable] * 12
-        assert {str(result) for result in results} == {"the server did not answer in time"}
-        await recovered(storage)
-        assert (await storage.load(session.id)).data == 1
-
-
-async def recovered(storage: RedisStorage[Any]) -> None:
-    """Wait until the storage is at work again."""
-    with anyio.fail_after(_PATIENCE):
-        while True:
-            try:
-                await every_verb(storage)
-            except StorageUnavailable:
-                await anyio.sleep(0.01)
-            else:
-                return
-
-
-async def test_a_server_that_hangs_from_the_start(fragile: Server) -> None:
-    """Connecting is bounded, too; whoever comes when the server is back is served."""
-    async with RedisStorage[Any].from_url(fragile.url, ttl=60, timeout=0.25) as storage:
-        with paused(fragile), anyio.fail_after(_PATIENCE):
-            session = Session[Any](id=new_session_id())
-            results = await asyncio.gather(*verbs(storage, session), return_exceptions=True)
-
-        assert [type(result) for result in results] == [StorageUnavailable] * 6
-        await recovered(storage)
-
-
-async def test_a_hanging_server_cannot_hold_up_closing(fragile: Server) -> None:
-    """Closing needs no answer; nor does it leave anybody waiting for one."""
-    async with connected(fragile, timeout=10) as storage:
-        with paused(fragile), anyio.fail_after(5):
-            async with anyio.create_task_group() as tasks:
-
-                async def load() -> None:
-                    with pytest.raises(Exception, match="closed"):
-                        await storage.load("x")
-
-                tasks.start_soon(load)
-                await anyio.wait_all_tasks_blocked()
-                await storage.aclose()
-
-
-async def test_a_server_that_ends_and_comes_back(fragile: Server) -> None:
-    """`StorageUnavailable` while it is away, whoever asks; then the same storage works again."""
-    async with connected(fragile, timeout=5) as storage:
-        fragile.kill()
-        try:
-            session = Session[Any](id=new_session_id())
-            with anyio.fail_after(_PATIENCE):
-                for verb in verbs(storage, session):
-                    with pytest.raises(StorageUnavailable):
-                        await verb
-        finally:
-            fragile.start()
-        await recovered(storage)
 
 
 async def test_a_connection_that_the_server_closed(server: Server, observer: "redis.Redis") -> None:

@@ -1,0 +1,73 @@
+"""Every verb, refused: that the error is specific, and tells no secret."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from aiosessions import (
+    Session,
+    SessionError,
+    Storage,
+    When,
+)
+from tests.leaks import said_by
+
+ID = "credential-0123456789"
+SECRET = "hunter2-is-secret"
+# Everything in it means something in a URL.
+PASSWORD = "Zq7/Xv9@Wk3:Jp5#Ym1?Tn8%Bc6 [Fd4]"
+PIECES = ("Zq7", "Xv9", "Wk3", "Jp5", "Ym1", "Tn8", "Bc6", "Fd4")
+SECRETS = (ID, SECRET, *PIECES)
+
+
+def secretive() -> Session[Any]:
+    """A session with a secret in every field that may hold one."""
+    return Session(id=ID, principal=SECRET, metadata={"a": SECRET}, data={"b": SECRET})
+
+
+def leaked(error: BaseException) -> list[str]:
+    """The secrets that an error, or what it is chained to, tells."""
+    said = said_by(error)
+    return [secret for secret in SECRETS if secret in said]
+
+
+Verb = Callable[[Storage[Any], Session[Any]], Awaitable[object]]
+READS: dict[str, Verb] = {
+    "load": lambda storage, session: storage.load(session.id),
+}
+WRITES: dict[str, Verb] = {
+    "store-always": lambda storage, session: storage.store(session),
+    "store-absent": lambda storage, session: storage.store(session, when=When.ABSENT),
+    "store-present": lambda storage, session: storage.store(session, when=When.PRESENT),
+    "store-unchanged": lambda storage, session: storage.store(session, when=When.UNCHANGED),
+}
+DELETES: dict[str, Verb] = {
+    "delete": lambda storage, session: storage.delete(session.id),
+}
+VERBS = READS | WRITES | DELETES
+
+
+async def refused(
+    verb: Verb, storage: Storage[Any], session: Session[Any], kind: type[SessionError], hint: str
+) -> None:
+    """Check that a verb raises this, says why, tells no secret, and leaves the session alone."""
+    before = msgspec.structs.asdict(session)
+    with pytest.raises(kind) as caught:
+        await verb(storage, session)
+    assert type(caught.value) is kind
+    assert hint in str(caught.value)
+    assert leaked(caught.value) == []
+    assert msgspec.structs.asdict(session) == before
+
+
+# Of a record without a deadline.
+HEADER = b"1AbCd-_0123456789999999999999999"
+
+
+def contents(client: "redis.Redis") -> dict[bytes, Any]:
+    """All that a server holds."""
+    keys: Any = client.keys("*")
+    return {key: client.dump(key) for key in keys}
