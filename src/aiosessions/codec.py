@@ -80,10 +80,12 @@ class _MsgspecCodec(Generic[D]):
         """
         try:
             payload = self._encoder.encode(session)
-            self._decoder.decode(payload)
+            decoded = self._decoder.decode(payload)
         except Exception as error:  # noqa: BLE001 - types of the application's own raise anything
             cause = error
         else:
+            if not _same_fields(session, decoded):
+                raise InvalidSession("kind, principal and the pairs of metadata are of type str")
             if len(payload) <= self._max_bytes:
                 return payload
             message = (
@@ -170,6 +172,15 @@ class MsgpackCodec(_MsgspecCodec[D]):
     def __init__(self, data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
         decoder = msgspec.msgpack.Decoder(_session_of(data_type))
         super().__init__(msgspec.msgpack.Encoder(), decoder, data_type, max_bytes)
+
+
+def _same_fields(session: Session[Any], decoded: Session[Any]) -> bool:
+    """Whether fields that are text have come back as they were; bytes, say, come back as text."""
+    return (
+        decoded.kind == session.kind
+        and decoded.principal == session.principal
+        and decoded.metadata == session.metadata
+    )
 
 
 def _session_of(data_type: type[D]) -> type[Session[D]]:

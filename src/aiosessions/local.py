@@ -108,7 +108,8 @@ class LocalStorage(Storage[D], Generic[D]):
         self._check_open()
         check_id(id)
         existed = self._find(id) is not None
-        self._sessions.pop(id, None)
+        if id in self._sessions:
+            self._forget(id)
         return existed
 
     async def delete_expired(self, before: datetime | None = None) -> int:
@@ -171,13 +172,21 @@ class LocalStorage(Storage[D], Generic[D]):
         self._sessions.move_to_end(id)
         if entry.deadline != NO_DEADLINE and (old is None or old.deadline != entry.deadline):
             heapq.heappush(self._deadlines, (entry.deadline, id))
-            if len(self._deadlines) > 2 * len(self._sessions):
-                self._deadlines = [
-                    (kept.deadline, id_)
-                    for id_, kept in self._sessions.items()
-                    if kept.deadline != NO_DEADLINE
-                ]
-                heapq.heapify(self._deadlines)
+            self._tidy()
+
+    def _forget(self, id: str) -> None:
+        del self._sessions[id]
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Rebuild the heap before stale entries outnumber the sessions: its ids are credentials."""
+        if len(self._deadlines) > 2 * len(self._sessions):
+            self._deadlines = [
+                (entry.deadline, id)
+                for id, entry in self._sessions.items()
+                if entry.deadline != NO_DEADLINE
+            ]
+            heapq.heapify(self._deadlines)
 
     def _drop_past_deadline(self) -> bool:
         """Drop one session that is past its `expires_at`, if there is one."""
@@ -186,7 +195,7 @@ class LocalStorage(Storage[D], Generic[D]):
             deadline, id = heapq.heappop(self._deadlines)
             entry = self._sessions.get(id)
             if entry is not None and entry.deadline == deadline:
-                del self._sessions[id]
+                self._forget(id)
                 return True
         return False
 
@@ -195,7 +204,7 @@ class LocalStorage(Storage[D], Generic[D]):
         oldest = next(iter(self._sessions.items()), None)
         if oldest is None or oldest[1].idle_at > idle_at:
             return False
-        del self._sessions[oldest[0]]
+        self._forget(oldest[0])
         return True
 
     async def _in_batches(self, drop: Callable[[], bool]) -> int:

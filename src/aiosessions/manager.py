@@ -4,7 +4,8 @@ Invariants:
 
 - A session is created only where there was none, and saved only over the revision that was loaded:
   no write is lost without an error, and none brings a deleted session back.
-- The manager stamps `expires_at` once, at creation, and never moves it.
+- The manager stamps `expires_at` at creation and never moves it, nor lets it go beyond
+  `max_lifetime`.
 - After a rotation the old id answers with what was stored under it before, and accepts no writes:
   what happens after the rotation happens under the new id alone.
 """
@@ -31,7 +32,7 @@ from .errors import (
     SessionNotFound,
     StorageUnavailable,
 )
-from .session import D, Session, new_session_id
+from .session import D, Session, as_utc, new_session_id
 from .storage import Clock, Storage, When, milliseconds
 
 _log = logging.getLogger("aiosessions")
@@ -153,7 +154,8 @@ class SessionManager(Generic[D]):
     async def save(self, session: Session[D]) -> None:
         """Store a session that was loaded or created, if nobody else has written it since.
 
-        Stamps `updated_at` and `revision` on it; on any error it is as it was.
+        Stamps `updated_at` and `revision` on it, and brings an `expires_at` that was moved beyond
+        `max_lifetime` back; on any error it is as it was.
 
         Raises:
             SessionConflict: Someone has. Load it again and redo the change, as `mutate` does. Also
@@ -164,9 +166,13 @@ class SessionManager(Generic[D]):
         """
         if session.revision:
             _check_metadata(session.metadata)
-        saved = msgspec.structs.replace(session, updated_at=self._now())
+        saved = msgspec.structs.replace(
+            session, updated_at=self._now(), expires_at=self._bounded(session)
+        )
         await self._storage.store(saved, when=When.UNCHANGED)
-        session.updated_at, session.revision = saved.updated_at, saved.revision
+        session.updated_at = saved.updated_at
+        session.expires_at = saved.expires_at
+        session.revision = saved.revision
 
     async def delete(self, id: str) -> bool:
         """Remove a session. Says whether there was one.
@@ -298,6 +304,7 @@ class SessionManager(Generic[D]):
         if stored.revision != session.revision or not stored.revision:
             message = "the session was written or rotated since it was loaded"
             raise SessionConflict(message)
+        _check_metadata(session.metadata)
         now = self._now()
         rotated = msgspec.structs.replace(
             session,
@@ -320,6 +327,16 @@ class SessionManager(Generic[D]):
                 await self._storage.delete(rotated.id)
             raise
         return rotated
+
+    def _bounded(self, session: Session[D]) -> datetime | None:
+        """The session's `expires_at`, not beyond `max_lifetime`."""
+        if self._max_lifetime is None:
+            return session.expires_at
+        created_at = as_utc(session.created_at, "created_at")
+        latest = created_at + min(self._max_lifetime, _LATEST - created_at)
+        if session.expires_at is None:
+            return latest
+        return min(as_utc(session.expires_at, "expires_at"), latest)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time(), UTC)

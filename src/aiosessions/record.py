@@ -42,7 +42,11 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     Raises:
         InvalidSession: The session cannot be stored.
     """
+    if not isinstance(session, Session):
+        raise InvalidSession(f"a session is a Session, not {type(session).__name__}")
     check_id(session.id)
+    if not isinstance(session.revision, str):
+        raise InvalidSession(f"a revision is a str, not {type(session.revision).__name__}")
     expires_at = session.expires_at and as_utc(session.expires_at, "expires_at")
     stored = msgspec.structs.replace(
         session,

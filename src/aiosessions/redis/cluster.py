@@ -22,6 +22,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, ResponseError
 
 from ..errors import SessionError, StorageClosed, StorageUnavailable
+from . import wire
 from .connect import node_maker
 from .link import Link
 
@@ -30,9 +31,8 @@ Address = tuple[str, int]
 _MAX_REDIRECTS: Final = 8
 # MOVED corrects one slot; when a node has moved many, one discovery saves the other redirects.
 _DISCOVERY_INTERVAL: Final = 1.0
-_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
-_CLUSTER_SLOTS: Final = b"*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n"
-_SIMPLE_STRING: Final[frozenset[type]] = frozenset({bytes})
+_ASKING: Final = wire.command(b"ASKING")
+_CLUSTER_SLOTS: Final = wire.command(b"CLUSTER", b"SLOTS")
 _ARRAY: Final[frozenset[type]] = frozenset({list})
 
 
@@ -49,9 +49,16 @@ class Cluster:
         self._closed = False
 
     async def call(
-        self, key: bytes, payload: bytes, accepts: frozenset[type], deadline: float
+        self,
+        key: bytes,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        *,
+        repeatable: bool = False,
     ) -> tuple[Any, bool]:
         """See `Server.call`."""
+        loop = asyncio.get_running_loop()
         slot = key_slot(key)
         if self._masters[slot] is None:
             await self._discover(deadline)
@@ -64,14 +71,20 @@ class Cluster:
                 break
             if self._closed:
                 return StorageClosed("the storage was closed"), unsure
-            link = self._link(address)
-            if asking:
-                link.send(_ASKING, _SIMPLE_STRING, deadline)
-            command = link.send(payload, accepts, deadline)
+            command = self._link(address).send(
+                _ASKING + payload if asking else payload,
+                accepts,
+                deadline,
+                overdue=loop.time() + self._timeout,
+                repeatable=repeatable,
+                preludes=int(asking),
+            )
             reply = await command.future
             unsure = unsure or command.unsure
             if type(reply) in accepts:
                 break
+            if not repeatable and command.tries and not isinstance(reply, ResponseError):
+                break  # it may have been applied
             asking = isinstance(reply, AskError) and not isinstance(reply, MovedError)
             address = await self._next(reply, slot, address, deadline)
         return reply, unsure
@@ -104,7 +117,12 @@ class Cluster:
         masters = {address for address in self._masters if address}
         if not masters:
             return [StorageUnavailable("no node of the cluster can be reached")]
-        commands = [self._link(master).send(payload, accepts, deadline) for master in masters]
+        if self._closed:
+            return [StorageClosed("the storage was closed")]
+        commands = [
+            self._link(master).send(payload, accepts, deadline, repeatable=True)
+            for master in masters
+        ]
         return [await command.future for command in commands]
 
     async def aclose(self) -> None:
@@ -131,6 +149,8 @@ class Cluster:
 
     async def _discover(self, deadline: float) -> None:
         """Wait for a discovery of the map, until the deadline."""
+        if self._closed:
+            return
         loop = asyncio.get_running_loop()
         if self._discovery is None or self._discovery.done():
             self._discovery = loop.create_task(self._ask_nodes(), name="aiosessions: cluster map")
@@ -143,9 +163,11 @@ class Cluster:
         random.shuffle(known)  # so that replicas of a service do not all ask the same node
         startup = [(str(node.host), int(node.port)) for node in self._client.startup_nodes]
         for address in dict.fromkeys((*known, *startup)):
-            deadline = loop.time() + self._timeout / 4  # so that a hung node leaves time to ask on
-            command = self._link(address).send(_CLUSTER_SLOTS, _ARRAY, deadline)
-            reply = await command.future
+            deadline = loop.time() + self._timeout
+            command = self._link(address).send(_CLUSTER_SLOTS, _ARRAY, deadline, repeatable=True)
+            # A quarter of the time, so that a node that hangs leaves some to ask on.
+            await asyncio.wait([command.future], timeout=self._timeout / 4)
+            reply = command.future.result() if command.future.done() else None
             with contextlib.suppress(TypeError, ValueError, AttributeError):  # no map, or garbage
                 self._masters = self._read_map(reply, address)
                 self._discovered_at = loop.time()

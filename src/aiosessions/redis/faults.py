@@ -44,25 +44,37 @@ _CAUSES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((AuthenticationError, AuthorizationError), _REFUSALS["WRONGPASS"]),
     ((BusyLoadingError,), _REFUSALS["LOADING"]),
 )
-_KNOWN = {*_REFUSALS, "WRONGTYPE"}
-_CODE = re.compile(r"\b[A-Z]{3,}\b")
-_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\(.*\)""", re.DOTALL)
-_COMMAND_NAME = re.compile(r"'[a-z|]+'|`[a-z|]+`")
+_CODE = re.compile(r"[A-Z]{3,}")
+# Redis before 7 reports what a command in a script raised inside a message of its own.
+_IN_A_SCRIPT = re.compile(r"running script .*?-?\b(READONLY|OOM|NOPERM|MISCONF|WRONGTYPE)\b")
 
 
 def translated(error: Exception) -> SessionError:
     """The error of ours that says what `error` means, chained to it; a new one for each caller."""
     if isinstance(error, SessionError):
         return type(error)(*error.args)
-    text = str(error)
+    # What follows is what was sent.
+    text = str(error).partition(", with args beginning with")[0]
     code = _code(error, text)
     ours: SessionError
     if code == "WRONGTYPE":
         ours = CorruptSession("the key holds no string, hence no session record")
     else:
         ours = StorageUnavailable(_REFUSALS.get(code) or _cause(error, code, text))
-    ours.__cause__ = _redacted(error)
+    ours.__cause__ = _redacted(error, code)
     return ours
+
+
+def _code(error: Exception, text: str) -> str:
+    """The code that a server's error reply begins with, which the driver may have cut off."""
+    if not isinstance(error, RedisError):
+        return ""
+    if "user executing the script can't run" in text or text.startswith("ACL failure in script"):
+        return "NOPERM"
+    if inner := _IN_A_SCRIPT.search(text):
+        return inner[1]
+    code = getattr(error, "status_code", None) or text.partition(" ")[0]
+    return code if _CODE.fullmatch(code) else ""
 
 
 def _cause(error: Exception, code: str, text: str) -> str:
@@ -74,29 +86,19 @@ def _cause(error: Exception, code: str, text: str) -> str:
         return "the server has no GETEX: Redis 6.2 or later, or Valkey, is needed"
     if isinstance(error, ResponseError):
         return f"the server answered with an error: {code or 'ERR'}"
-    if isinstance(error, RedisConnectionError) and text.startswith("Error "):
-        # The driver's own words: what it did, where, and what the system says.
-        return f"the connection to the server failed: {_QUOTED.sub('...', text)}"
+    if _is_the_drivers(error):
+        return f"the connection to the server failed: {text}"
     return f"the connection to the server failed ({type(error).__name__})"
 
 
-def _redacted(error: Exception) -> Exception:
-    """What to chain to: `error`, or one in its place if it quotes more than a command's name."""
-    text = str(error)
-    safe = _QUOTED.sub(lambda it: it[0] if _COMMAND_NAME.fullmatch(it[0]) else "'...'", text)
-    if safe == text:
+def _is_the_drivers(error: Exception) -> bool:
+    """Whether the text is the driver's own: what it did, where, and what the system says."""
+    return type(error) is RedisConnectionError and str(error).startswith(("Error ", "Connection "))
+
+
+def _redacted(error: Exception, code: str) -> Exception:
+    """What to chain to: `error`, or one in its place if it may quote what was sent."""
+    if _is_the_drivers(error) or isinstance(error, OSError | AttributeError | RuntimeError):
         return error
-    return RedisError(f"{type(error).__name__}: {safe}").with_traceback(error.__traceback__)
-
-
-def _code(error: Exception, text: str) -> str:
-    """The code that a server's error reply begins with, which the driver may have cut off."""
-    if not isinstance(error, RedisError):
-        return ""
-    code = getattr(error, "status_code", None) or text.partition(" ")[0]
-    if "user executing the script can't run" in text or "ACL failure in script" in text:
-        return "NOPERM"
-    if code == "ERR" or "running script" in text:
-        # Redis before 7 reports what a command in a script raised inside a message of its own.
-        code = next((word for word in _CODE.findall(text) if word in _KNOWN), "ERR")
-    return code if _CODE.fullmatch(code) else ""
+    cause = RedisError(f"{type(error).__name__} {code}".rstrip())
+    return cause.with_traceback(error.__traceback__)

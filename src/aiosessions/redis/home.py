@@ -43,12 +43,8 @@ class Home:
         return loop
 
     def is_here(self) -> bool:
-        """Whether connections may be touched."""
-        try:
-            self.check()
-        except StorageUnavailable:
-            return False
-        return True
+        """Whether connections, if there are any, may be touched."""
+        return self._process == _process and self._loop is asyncio.get_running_loop()
 
 
 # Counted up in every forked child: asking the system for the pid at every call would cost more.
@@ -60,4 +56,5 @@ def _forked() -> None:
     _process += 1
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_forked)

@@ -10,15 +10,15 @@ Rules:
   next reply, also when its caller is gone, whose reply is then dropped.
 - Any doubt about that order, which is a reply that nobody asked for or one of a type that the
   command never has, is `OutOfStep`: the connection has to go, and all that was under way on it.
-- When a connection goes, what was under way is sent once more on the next, at the front of the
-  queue, and is from then on `unsure`: it may have been applied already. So a command must be one
-  that may be applied twice, or one that recognises itself. The second time, it fails.
+- When a connection goes, what was under way may have been applied or not. If it is `repeatable`,
+  which means that applying it twice does no harm, it is sent once more on the next connection, at
+  the front of the queue, and is from then on `unsure`. Otherwise, and the second time, it fails.
 - Unless the connection went because it was stuck: then what was under way fails. The server may
   still apply the first copy at any time, and a second one must not be acknowledged before that.
 - A command that the server refused as a read-only replica does, which ends the connection too, is
-  sent once more, but not `unsure`: it has not been applied.
-- Every command has a deadline, at which it fails. When it is the oldest one under way, it is not
-  waiting its turn: the connection is stuck.
+  sent once more whatever it is, and not `unsure`: it has not been applied.
+- Every command has a deadline, at which it fails. When the oldest one under way is `overdue`, it is
+  not waiting its turn: the connection is stuck. That may be later, for one that came here late.
 - What is under way is bounded, in commands and in bytes of commands and of expected replies.
   Whatever is beyond waits in the queue.
 - A command whose caller has gone away is never written.
@@ -56,9 +56,14 @@ class Command:
         accepts: The types that its reply can have. An error reply is always accepted.
         deadline: When to give up, on the event loop's clock.
         future: What the caller awaits.
+        overdue: When it has been waited for so long that its connection must be stuck.
+        repeatable: It may be applied twice.
+        preludes: How many replies come before its own, because its payload begins with other
+            commands, such as ASKING.
         unsure: It was under way on a connection that went, so it may have been applied before the
             reply that has come now.
         tries: How often it has been written.
+        due: How many of the preludes' replies are still to come.
         weight: The bytes that it counts for, while it is under way.
     """
 
@@ -66,8 +71,12 @@ class Command:
     accepts: frozenset[type]
     deadline: float
     future: asyncio.Future[Any]
+    overdue: float
+    repeatable: bool = False
+    preludes: int = 0
     unsure: bool = False
     tries: int = 0
+    due: int = 0
     weight: int = 0
 
     def resolve(self, result: Any) -> None:
@@ -127,6 +136,7 @@ class Lane:
             queue.popleft()
             command.weight = weight
             command.tries += 1
+            command.due = command.preludes
             self._weight += weight
             under_way.append(command)
             batch.append(command.payload)
@@ -142,7 +152,11 @@ class Lane:
         if not self._under_way:
             message = "the server sent a reply that nobody asked for"
             raise OutOfStep(message)
-        command = self._under_way.popleft()
+        command = self._under_way[0]
+        if command.due:
+            command.due -= 1
+            return
+        self._under_way.popleft()
         self._weight -= command.weight
         kind = type(reply)
         if kind is bytes:
@@ -161,10 +175,10 @@ class Lane:
         for command in self._under_way:
             if command.future.done():
                 continue
-            if command.tries < _TRIES and not stuck:
-                # It is the first whose reply was the refusal, if it was one.
-                refused = isinstance(error, ReadOnlyError) and command is self._under_way[0]
-                command.unsure = command.unsure or not refused
+            # It is the first whose reply was the refusal, if it was one.
+            refused = isinstance(error, ReadOnlyError) and command is self._under_way[0]
+            command.unsure = command.unsure or not refused
+            if command.tries < _TRIES and not stuck and (command.repeatable or refused):
                 again.append(command)
             else:
                 command.resolve(error)
@@ -192,8 +206,8 @@ class Lane:
     def deadline(self) -> float | None:
         """The earliest deadline that matters; None if there is none.
 
-        That is a waiting caller's, or the oldest command's under way, whose caller may be gone: it
-        shows whether the connection is stuck.
+        That is a waiting caller's, or when the oldest command under way, whose caller may be gone,
+        is overdue.
         """
         deadlines = [
             command.deadline
@@ -201,7 +215,7 @@ class Lane:
             if not command.future.done()
         ]
         if self._under_way:
-            deadlines.append(self._under_way[0].deadline)
+            deadlines.append(self._under_way[0].overdue)
         return min(deadlines, default=None)
 
     def expire(self, now: float, error: Exception) -> bool:
@@ -210,7 +224,7 @@ class Lane:
         Returns:
             Whether the connection is stuck, and has to go.
         """
-        stuck = bool(self._under_way) and self._under_way[0].deadline <= now
+        stuck = bool(self._under_way) and self._under_way[0].overdue <= now
         for command in (*self._under_way, *self._queue):
             if command.deadline <= now:
                 # One under way stays where it is: its reply, if it comes after all, is its own.

@@ -18,6 +18,7 @@ Invariants:
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Callable
@@ -34,6 +35,7 @@ _log = logging.getLogger("aiosessions")
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
+_STALL: Final = 0.02
 
 
 class Link:
@@ -57,10 +59,25 @@ class Link:
         self._not_before = 0.0
         self._closed = False
 
-    def send(self, payload: bytes, accepts: frozenset[type], deadline: float) -> Command:
-        """Queue a packed command. Its future resolves to a reply, or an exception, in time."""
+    def send(
+        self,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        *,
+        overdue: float | None = None,
+        repeatable: bool = False,
+        preludes: int = 0,
+    ) -> Command:
+        """Queue a packed command; `Command` has the arguments. It is overdue at its deadline.
+
+        Its future resolves to a reply, or an exception, in time.
+        """
         loop = self._loop
-        command = Command(payload, accepts, deadline, loop.create_future())
+        future = loop.create_future()
+        command = Command(
+            payload, accepts, deadline, future, overdue or deadline, repeatable, preludes
+        )
         if self._closed:
             command.resolve(StorageClosed("the storage is closed"))
             return command
@@ -101,7 +118,7 @@ class Link:
                 self._lane.fail(error, waiting)
             else:
                 if self._closed:  # up to Python 3.11, asyncio.wait_for can swallow a cancellation
-                    _abort(connection)
+                    _abort(_transport(connection))
                     await _disconnect(connection)
                     break
                 await self._serve(connection)
@@ -112,7 +129,7 @@ class Link:
         The jitter keeps the replicas of a service from all coming back at once.
         """
         if self._failures == 0 and len(self._lane):
-            _log.warning("a connection to the server ended: %s", type(error).__name__)
+            _log.warning("no connection to the server: %s", type(error).__name__)
         longest = min(_FIRST_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
         pause = random.uniform(longest / 2, longest)  # noqa: S311 - only jitter
         self._not_before = self._loop.time() + pause
@@ -124,7 +141,7 @@ class Link:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            _abort(connection)
+            _abort(_transport(connection))
             await _disconnect(connection)
             raise
         return connection
@@ -132,6 +149,7 @@ class Link:
     async def _serve(self, connection: AbstractConnection) -> None:
         """Exchange commands and replies until something is wrong."""
         self._doom = self._loop.create_future()
+        transport = _transport(connection)
         tasks = [
             self._loop.create_task(self._read(connection), name="aiosessions: reader"),
             self._loop.create_task(self._write(connection), name="aiosessions: writer"),
@@ -141,7 +159,7 @@ class Link:
             reason = await self._doom
         finally:
             self._doom = None
-            _abort(connection)
+            _abort(transport)
             for task in tasks:
                 task.cancel()
             # From here on nothing is read or written, so nothing may stay under way.
@@ -212,23 +230,33 @@ class Link:
         if deadline is not None:
             self._timer = self._loop.call_at(deadline, self._check_deadlines)
 
-    def _check_deadlines(self) -> None:
+    def _check_deadlines(self, *, stalled: bool = False) -> None:
         """Fail what is late, and replace a connection that is stuck."""
+        now = self._loop.time()
+        if not stalled and self._timer is not None and now - self._timer.when() > _STALL:
+            # It is the event loop that was stuck: replies may be waiting to be read.
+            check = functools.partial(self._check_deadlines, stalled=True)
+            self._timer = self._loop.call_later(_STALL, check)
+            return
         self._timer = None
         error = TimeoutError()
-        if self._lane.expire(self._loop.time(), error):
+        if self._lane.expire(now, error):
             self._give_up(error)  # and `_keep` watches on, when it has taken the connection down
         else:
             self._watch(self._lane.deadline())
 
 
-def _abort(connection: AbstractConnection) -> None:
-    """Drop what the transport has not sent yet.
+def _transport(connection: AbstractConnection) -> asyncio.WriteTransport | None:
+    """The transport of a connection that is up. There is no public way to it."""
+    return getattr(getattr(connection, "_writer", None), "transport", None)
 
-    Closing alone would have it sent later, when a stuck server reads again: commands that have
-    failed by then, or were sent again elsewhere. There is no public way to the transport.
+
+def _abort(transport: asyncio.WriteTransport | None) -> None:
+    """Drop what a transport has not sent yet.
+
+    Closing, as redis-py does, has it sent later, when a stuck server reads again: commands that
+    have failed by then, or were sent again elsewhere.
     """
-    transport = getattr(getattr(connection, "_writer", None), "transport", None)
     if transport is not None:
         transport.abort()
 

@@ -15,7 +15,13 @@ class Server(Protocol):
     """A server, or a cluster of them, as the storage sees it."""
 
     async def call(
-        self, key: bytes, payload: bytes, accepts: frozenset[type], deadline: float
+        self,
+        key: bytes,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        *,
+        repeatable: bool = False,
     ) -> tuple[Any, bool]:
         """Send a packed command to wherever its key lives.
 
@@ -24,10 +30,12 @@ class Server(Protocol):
             payload: The command.
             accepts: The types that the reply can have.
             deadline: When to give up, on the event loop's clock.
+            repeatable: The command may be applied twice. One that is not is never sent again
+                after it may have been applied: the exception then says that a connection was lost.
 
         Returns:
-            The reply, or an exception; and whether the command may have been applied before, by
-            a server whose reply was lost.
+            The reply, or an exception; and whether the command may have been applied without a
+            reply: before this one, or at all.
         """
         ...
 
@@ -55,21 +63,27 @@ class SingleServer:
         self._link: Link | None = None
 
     async def call(
-        self, key: bytes, payload: bytes, accepts: frozenset[type], deadline: float
+        self,
+        key: bytes,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        *,
+        repeatable: bool = False,
     ) -> tuple[Any, bool]:
         """See `Server.call`."""
         del key  # there is only one place for it
         link = self._link
         if link is None:
             link = self._link = Link(self._make_connection, self._timeout)
-        command = link.send(payload, accepts, deadline)
+        command = link.send(payload, accepts, deadline, repeatable=repeatable)
         return await command.future, command.unsure
 
     async def call_each(
         self, payload: bytes, accepts: frozenset[type], deadline: float
     ) -> list[Any]:
         """See `Server.call_each`."""
-        reply, _ = await self.call(b"", payload, accepts, deadline)
+        reply, _ = await self.call(b"", payload, accepts, deadline, repeatable=True)
         return [reply]
 
     async def aclose(self) -> None:

@@ -3,8 +3,10 @@
 Invariants:
 
 - A load is one GETEX: it reads the record and renews its TTL in one round trip.
-- A write is sent again only if it recognises itself on the server by its own revision. When it was
-  sent again and the answer is a "no", the first one may have been applied and overwritten since:
+- No write is applied twice. When a connection is lost, a compare-and-set is sent again, as it can
+  succeed only once. Any other write is not: it looks on the server for its own revision, which is
+  there if only the reply was lost.
+- When that does not tell, since someone else may have written or deleted the session meanwhile,
   the outcome is unknown, and said to be.
 """
 
@@ -142,23 +144,16 @@ class RedisStorage(Storage[D], Generic[D]):
         ttl = max(1, min(self._ttl, expires_at - now))
         if when is When.ALWAYS:
             payload = filled(_SET, key, record, b"%d" % ttl)
-            reply, _ = await self._server.call(key, payload, _STRING, deadline)
-            if _checked(reply) != b"OK":
-                raise StorageUnavailable(_NONSENSE)
+            reply, unsure = await self._server.call(key, payload, _STRING, deadline)
+            applied = reply == b"OK"
         else:
             expected = VERSION + session.revision.encode("ascii", "replace")
-            status, unsure = await self._run(
-                deadline,
-                _STORE,
-                key,
-                _CONDITIONS[when],
-                record,
-                b"%d" % ttl,
-                b"%015d" % now,
-                expected,
-            )
-            if status != scripts.WRITTEN:
-                raise _refusal(status, unsure=unsure)
+            words = (_CONDITIONS[when], record, b"%d" % ttl, b"%015d" % now, expected)
+            repeatable = when is When.UNCHANGED
+            reply, unsure = await self._run(deadline, _STORE, key, *words, repeatable=repeatable)
+            applied = reply == scripts.WRITTEN
+        if not applied and not (unsure and await self._is_in_place(key, revision, deadline)):
+            raise _refusal(reply, unsure=unsure)
         session.revision = revision
 
     async def load(self, id: str) -> Session[D]:
@@ -166,7 +161,7 @@ class RedisStorage(Storage[D], Generic[D]):
         deadline = self._begin()
         key = self._key(id)
         payload = filled(self._getex, key)
-        record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline)
+        record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline, repeatable=True)
         if _checked(record) is None:
             raise SessionNotFound(NOT_FOUND)
         return unseal(record, id, self._codec, self._time())
@@ -175,16 +170,15 @@ class RedisStorage(Storage[D], Generic[D]):
         """See `Storage.delete`.
 
         Raises:
-            StorageUnavailable: Also when a reply was lost, and the session is gone now: whether
-                there was one is unknown.
+            StorageUnavailable: Also when the reply was lost: whether there was a session, and
+                whether there still is, is unknown. Deleting again is safe.
         """
         deadline = self._begin()
-        existed, unsure = await self._run(deadline, _DELETE, self._key(id), b"%d" % self._time())
-        if existed not in (0, 1):
-            raise StorageUnavailable(_NONSENSE)
-        if unsure and not existed:
-            raise StorageUnavailable(_UNKNOWN)
-        return existed == 1
+        key = self._key(id)
+        reply, unsure = await self._run(deadline, _DELETE, key, b"%d" % self._time())
+        if reply not in (0, 1):
+            raise _failure(reply, unsure=unsure)
+        return bool(reply)
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         """0, without asking the server, which expires sessions by itself."""
@@ -237,17 +231,31 @@ class RedisStorage(Storage[D], Generic[D]):
         return max(0, round(self._clock.time() * 1000))
 
     async def _run(
-        self, deadline: float, script: "_Prepared", key: bytes, *args: bytes
-    ) -> tuple[int, bool]:
-        """Run a script, which the server may have to be told first."""
-        payload = filled(script.by_digest, key, *args)
-        reply, unsure = await self._server.call(key, payload, _INTEGER, deadline)
+        self,
+        deadline: float,
+        script: "_Prepared",
+        key: bytes,
+        *words: bytes,
+        repeatable: bool = False,
+    ) -> tuple[Any, bool]:
+        """Run a script, which the server may have to be told first; the reply is as from `call`."""
+        payload = filled(script.by_digest, key, *words)
+        reply, unsure = await self._server.call(
+            key, payload, _INTEGER, deadline, repeatable=repeatable
+        )
         if isinstance(reply, NoScriptError):
-            # Nothing has been run, so this is the same try.
-            payload = filled(script.by_source, key, *args)
-            reply, again = await self._server.call(key, payload, _INTEGER, deadline)
+            payload = filled(script.by_source, key, *words)
+            reply, again = await self._server.call(
+                key, payload, _INTEGER, deadline, repeatable=repeatable
+            )
             unsure = unsure or again
-        return _checked(reply), unsure
+        return reply, unsure
+
+    async def _is_in_place(self, key: bytes, revision: str, deadline: float) -> bool:
+        """Whether the record under the key has this revision: whether a write was applied."""
+        payload = filled(_REVISION, key)
+        reply, _ = await self._server.call(key, payload, _STRING, deadline, repeatable=True)
+        return bool(reply == revision.encode())
 
 
 class _Prepared:
@@ -275,6 +283,7 @@ _NONSENSE = "the server answered with what is no answer to the command"
 _UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
 
 
+_REVISION: Final = command(b"GETRANGE", None, b"1", b"16")
 _SET: Final = command(b"SET", None, None, b"PX", None)
 _STORE: Final = _Prepared(scripts.STORE, 5)
 _DELETE: Final = _Prepared(scripts.DELETE, 1)
@@ -292,16 +301,28 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
-def _refusal(status: int, *, unsure: bool) -> SessionError:
-    """Why a conditional write was not applied, as its script says."""
+def _refusal(status: Any, *, unsure: bool) -> SessionError:
+    """Why a conditional write was not applied, or why that is unknown."""
     if status == scripts.UNREADABLE:
         return CorruptSession("what is stored under this id is no session of this format")
-    if status not in _REFUSALS:
-        return StorageUnavailable(_NONSENSE)
-    if unsure:
-        return StorageUnavailable(_UNKNOWN)
+    if unsure or status not in _REFUSALS:
+        return _failure(status, unsure=unsure)
     kind, message = _REFUSALS[status]
     return kind(message)
+
+
+def _failure(reply: Any, *, unsure: bool) -> SessionError:
+    """What to raise for an exception in a write's place, or for an answer that is none."""
+    if isinstance(reply, Exception):
+        error = translated(reply)
+        if not unsure:
+            return error
+        cause = error.__cause__
+    else:
+        cause = None
+    unknown = StorageUnavailable(_UNKNOWN if unsure else _NONSENSE)
+    unknown.__cause__ = cause
+    return unknown
 
 
 _REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
