@@ -42,10 +42,22 @@ class Callers:
         *payloads: bytes,
         accepts: frozenset[type] = _STRINGS,
         deadline: float = math.inf,
+        overdue: float | None = None,
+        repeatable: bool = True,
+        preludes: int = 0,
     ) -> list[Command]:
         """Queue a command for each payload."""
         commands = [
-            Command(payload, accepts, deadline, self._loop.create_future()) for payload in payloads
+            Command(
+                payload,
+                accepts,
+                deadline,
+                self._loop.create_future(),
+                overdue or deadline,
+                repeatable,
+                preludes,
+            )
+            for payload in payloads
         ]
         for command in commands:
             self._lane.add(command)
@@ -206,6 +218,19 @@ def test_what_was_under_way_twice_fails(lane: Lane, call: Callers) -> None:
     assert lane.next_batch() == [b"b"]
 
 
+def test_what_may_not_be_applied_twice_fails(lane: Lane, call: Callers) -> None:
+    """When it was under way on a connection that went; what has not been written is sent."""
+    (under_way,) = call(b"a", repeatable=False)
+    (repeatable,) = call(b"b")
+    lane.next_batch()
+    (queued,) = call(b"c", repeatable=False)
+    lane.disconnected(_GONE)
+
+    assert results(under_way, repeatable, queued) == [_GONE, None, None]
+    assert [under_way.unsure, repeatable.unsure, queued.unsure] == [True, True, False]
+    assert lane.next_batch() == [b"b", b"c"]
+
+
 def test_what_was_never_written_is_sure_and_has_both_tries(lane: Lane, call: Callers) -> None:
     """However many connections go while it waits."""
     (command,) = call(b"a")
@@ -239,6 +264,18 @@ def test_what_a_replica_refused_is_sent_again_and_sure(lane: Lane, call: Callers
 
     assert lane.next_batch() == [b"a", b"b"]
     assert [refused.unsure, other.unsure] == [False, True]
+
+
+def test_what_a_replica_refused_is_sent_again_whatever_it_is(lane: Lane, call: Callers) -> None:
+    """It will be applied once, at most."""
+    refused, other = call(b"a", b"b", repeatable=False)
+    lane.next_batch()
+    refusal = ReadOnlyError("x")
+    lane.disconnected(refusal)
+
+    assert results(refused, other) == [None, refusal]
+    assert [refused.unsure, other.unsure] == [False, True]
+    assert lane.next_batch() == [b"a"]
 
 
 def test_what_replicas_refused_twice_fails(lane: Lane, call: Callers) -> None:
@@ -332,6 +369,34 @@ def test_a_connection_is_stuck_when_what_has_failed_becomes_the_oldest(
     lane.answer(b"1")
 
     assert lane.expire(3.0, TimeoutError()) is True
+
+
+def test_what_came_late_has_its_time_before_a_connection_is_stuck(
+    lane: Lane, call: Callers
+) -> None:
+    """It fails at its deadline, but is not overdue, as it has hardly been waited for."""
+    (late,) = call(b"a", deadline=1.0, overdue=3.0)
+    lane.next_batch()
+    timeout = TimeoutError()
+
+    assert lane.expire(1.0, timeout) is False
+    assert results(late) == [timeout]
+    assert lane.deadline() == 3.0
+    assert lane.expire(3.0, timeout) is True
+
+
+def test_preludes_have_replies_of_their_own(lane: Lane, call: Callers) -> None:
+    """Of any type, and of no interest; also when all is sent again."""
+    before, asking, after = *call(b"a"), *call(b"b", preludes=2), *call(b"c")
+    lane.next_batch()
+    lane.answer(b"1")
+    lane.answer(b"prelude")
+    lane.disconnected(_GONE)
+    assert lane.next_batch() == [b"b", b"c"]
+    for reply in (ResponseError("prelude"), 7, b"2", b"3"):
+        lane.answer(reply)
+
+    assert results(before, asking, after) == [b"1", b"2", b"3"]
 
 
 def test_a_late_reply_is_for_the_late_command(lane: Lane, call: Callers) -> None:

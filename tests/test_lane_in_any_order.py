@@ -12,9 +12,18 @@ from redis.exceptions import ReadOnlyError
 
 from aiosessions.redis.lane import Command, Lane, OutOfStep
 
+_TIMEOUT = 3.0
 _STRINGS: frozenset[type] = frozenset({bytes, type(None)})
 
-_callers = st.tuples(st.sampled_from([0, 10, 60]), st.sampled_from([3.0, 3.0, 0.5]))
+# How large the command is, how long its caller waits, whether it may be applied twice, and how many
+# commands have to precede it.
+_Caller = tuple[int, float, bool, int]
+_callers = st.tuples(
+    st.sampled_from([0, 10, 60]),
+    st.sampled_from([_TIMEOUT, _TIMEOUT, 0.5]),
+    st.booleans(),
+    st.sampled_from([0, 0, 1]),
+)
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
@@ -32,6 +41,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.wire: list[Command] = []
         self.waiting: list[Command] = []
         self.sends: dict[Command, int] = {}
+        self.owed: dict[Command, int] = {}
         self.unsure: set[Command] = set()
         self.expired: set[Command] = set()
         self.outcomes: dict[Command, Any] = {}
@@ -50,11 +60,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.lane = Lane(max_commands=max_commands, max_bytes=max_bytes, batch_bytes=batch_bytes)
 
     @rule(callers=st.lists(_callers, min_size=1, max_size=4), busy=st.booleans())
-    def call(self, callers: list[tuple[int, float]], busy: bool) -> None:  # noqa: FBT001 - drawn
+    def call(self, callers: list[_Caller], busy: bool) -> None:  # noqa: FBT001 - drawn
         """Callers come, some of whom have used up most of their time for something else."""
-        for size, patience in callers:
+        for size, patience, repeatable, preludes in callers:
             payload = b"%d:%b" % (len(self.commands), b"x" * size)
-            command = Command(payload, _STRINGS, self.now + patience, self._loop.create_future())
+            command = Command(
+                payload,
+                _STRINGS,
+                self.now + patience,
+                self._loop.create_future(),
+                self.now + _TIMEOUT,
+                repeatable,
+                preludes,
+            )
             self.commands.append(command)
             self.waiting.append(command)
             self.sends[command] = 0
@@ -73,6 +91,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.wire += written
         for command in written:
             self.sends[command] += 1
+            self.owed[command] = command.preludes + 1
         size = sum(map(len, batch))
         assert not batch or size - len(batch[-1]) < self.batch_bytes
         assert len(self.wire) <= self.max_commands
@@ -95,12 +114,26 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             with pytest.raises(OutOfStep):
                 self.lane.answer(b"reply to nothing")
         for command in self.wire[:times]:
+            self.answer_preludes(command)
             self.lane.answer(None if null else b"reply to " + command.payload)
         del self.wire[:times]
+
+    def answer_preludes(self, command: Command) -> None:
+        """The server answers what precedes a command, which is of no interest to anybody."""
+        while self.owed[command] > 1:
+            self.owed[command] -= 1
+            self.lane.answer(b"reply to a prelude")
+
+    @rule()
+    def answer_a_prelude(self) -> None:
+        """The server answers what precedes the oldest command, and no more for now."""
+        for command in self.wire[:1]:
+            self.answer_preludes(command)
 
     @rule()
     def answer_nonsense(self) -> None:
         """The server answers with what no command ever has, and the connection goes."""
+        self.answer_a_prelude()
         with pytest.raises(OutOfStep) as raised:
             self.lane.answer([])
         assert all(each.future.done() for each in self.wire[:1])
@@ -120,13 +153,16 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         lost, self.wire = self.wire, []
         alive = [each for each in lost if not each.future.done()]
         self.lane.disconnected(error)
+        stuck = isinstance(error, TimeoutError)
+        refused = lost[:1] if isinstance(error, ReadOnlyError) else []
         again = [
-            each for each in alive if self.sends[each] < 2 and not isinstance(error, TimeoutError)
+            each
+            for each in alive
+            if self.sends[each] < 2 and not stuck and (each.repeatable or each in refused)
         ]
         for command in alive:
             assert command.future.done() == (command not in again)
-        refused = lost[:1] if isinstance(error, ReadOnlyError) else []
-        self.unsure |= {each for each in again if each not in refused}
+        self.unsure |= {each for each in alive if each not in refused}
         self.waiting = again + self.waiting
 
     @rule(passes=st.sampled_from([0.5, 1.0, 3.0]))
@@ -136,7 +172,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         due = [each for each in self.commands if each.deadline <= self.now]
         error = TimeoutError()
         stuck = self.lane.expire(self.now, error)
-        assert stuck == (bool(self.wire) and self.wire[0].deadline <= self.now)
+        assert stuck == (bool(self.wire) and self.wire[0].overdue <= self.now)
         assert all(each.future.done() for each in due)
         self.expired |= set(due)
         if stuck:

@@ -367,6 +367,9 @@ async def test_replies_that_are_one_off_are_nobody_elses_session(
         assert outcomes[:3] == [Session] * 3
         assert outcomes[9] in (CorruptSession, StorageUnavailable)
         assert set(outcomes[3:]) <= {Session, CorruptSession, StorageUnavailable}
+        await until(
+            lambda: not our_tasks()
+        )  # when replies end, it shows, and so does the connection
         await load_all(storage, sessions)
 
 

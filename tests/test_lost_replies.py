@@ -132,11 +132,16 @@ async def test_a_write_is_recognised_when_it_is_sent_again(
     where: str,
     fault: Fault,
 ) -> None:
-    """It succeeds, whether or not the server had applied it, and is applied once."""
+    """It is applied once. What no revision guards is not sent again, in case it was applied."""
     session = await session_for(when, other)
     old, before = session.revision, writes(valkey)
     order = getattr(proxy, where)(command(when), fault)
 
+    if where == "on_request" and when is not When.UNCHANGED:
+        with pytest.raises(StorageUnavailable, match="reply was lost"):
+            await storage.store(session, when=when)
+        assert (writes(valkey), session.revision) == (before, old)
+        return
     await storage.store(session, when=when)
 
     assert order.hits == 1
@@ -144,8 +149,7 @@ async def test_a_write_is_recognised_when_it_is_sent_again(
     assert session.revision != old
     stored = await other.load(session.id)
     assert (stored.revision, stored.data) == (session.revision, "new")
-    if when is not When.ALWAYS:  # which may be sent twice as it is, under the same revision
-        assert writes(valkey) == before + 1
+    assert writes(valkey) == before + 1
     await storage.store(session, when=When.UNCHANGED)
     with pytest.raises(SessionError):
         await other.store(stored, when=When.UNCHANGED)
@@ -178,12 +182,15 @@ async def test_a_write_that_is_lost_twice_is_unavailable(
     """The caller's object is as it was, and the storage works on."""
     session = await session_for(when, other)
     revision = session.revision
-    order = getattr(proxy, where)(command(when), cut, times=2)
+    order = getattr(proxy, where)(command(when), cut, times=2 if when is When.UNCHANGED else 1)
+    looking = proxy.on_reply("GETRANGE", cut, times=math.inf)
 
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailable, match="reply was lost"):
         await storage.store(session, when=when)
 
-    assert order.hits == 2
+    assert order.hits == (2 if when is When.UNCHANGED else 1)
+    assert looking.hits == 2
+    proxy.forgive()
     assert (session.revision, session.data) == (revision, "new")
     await storage.store(session)
     assert (await other.load(session.id)).data == "new"
@@ -278,18 +285,67 @@ async def test_what_is_known_is_told(proxy: FaultProxy, storage: Storage, other:
 
 
 @pytest.mark.parametrize("fault", BEFORE)
-async def test_a_delete_that_did_not_arrive_is_sent_again(
+async def test_a_delete_that_did_not_arrive_is_not_sent_again(
     proxy: FaultProxy, storage: Storage, other: Storage, fault: Fault
 ) -> None:
-    """And says that there was a session."""
+    """It may have arrived, and someone may have created the session anew: that is theirs."""
     session = await session_for(When.ALWAYS, other)
     order = proxy.on_request("EVALSHA", fault)
 
-    assert await storage.delete(session.id) is True
+    with pytest.raises(StorageUnavailable, match="reply was lost"):
+        await storage.delete(session.id)
 
     assert order.hits == 1
-    with pytest.raises(SessionNotFound):
-        await other.load(session.id)
+    assert (await other.load(session.id)).revision == session.revision
+    assert await storage.delete(session.id) is True
+
+
+# Each was applied; then its reply was lost, and someone else acted before it was sent again.
+_INTERLOPERS: list[tuple[When, Callable[[Storage, Session[Any]], Awaitable[object]], bool]] = [
+    (When.ALWAYS, lambda other, theirs: other.store(theirs), True),
+    (When.ALWAYS, lambda other, theirs: other.delete(theirs.id), False),
+    (When.ABSENT, lambda other, theirs: other.delete(theirs.id), False),
+    (When.PRESENT, lambda other, theirs: other.store(theirs), True),
+    (When.UNCHANGED, lambda other, theirs: other.store(theirs), True),
+]
+
+
+@pytest.mark.parametrize(("when", "act", "left"), _INTERLOPERS)
+async def test_what_others_did_meanwhile_stands(
+    proxy: FaultProxy,
+    storage: Storage,
+    other: Storage,
+    when: When,
+    act: Callable[[Storage, Session[Any]], Awaitable[object]],
+    left: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """No write is applied a second time over what someone else wrote or deleted since."""
+    session = await session_for(when, other)
+    theirs = Session[Any](id=session.id, data="theirs")
+    proxy.on_reply(command(when), meanwhile(lambda: act(other, theirs)))
+
+    with pytest.raises(StorageUnavailable, match="reply was lost"):
+        await storage.store(session, when=when)
+
+    if left:
+        assert (await other.load(session.id)).data == "theirs"
+    else:
+        with pytest.raises(SessionNotFound):
+            await other.load(session.id)
+
+
+async def test_a_session_created_after_a_lost_delete_stands(
+    proxy: FaultProxy, storage: Storage, other: Storage
+) -> None:
+    """The delete was applied; it is not applied again to what was created since."""
+    session = await session_for(When.ALWAYS, other)
+    theirs = Session[Any](id=session.id, data="theirs")
+    proxy.on_reply("EVALSHA", meanwhile(lambda: other.store(theirs, when=When.ABSENT)))
+
+    with pytest.raises(StorageUnavailable, match="reply was lost"):
+        await storage.delete(session.id)
+
+    assert (await other.load(session.id)).data == "theirs"
 
 
 @pytest.mark.parametrize("fault", AFTER)
@@ -432,12 +488,16 @@ async def test_a_write_that_was_lost_is_recognised_by_a_server_without_scripts(
 
     getattr(proxy, where)(command(when), forgetful)
 
+    if where == "on_request" and when is not When.UNCHANGED:
+        with pytest.raises(StorageUnavailable, match="reply was lost"):
+            await storage.store(session, when=when)
+        assert writes(valkey) == before
+        return
     await storage.store(session, when=when)
 
     assert (await other.load(session.id)).revision == session.revision
-    if when is not When.ALWAYS:
-        assert writes(valkey) == before + 1
-        assert proxy.counts.requests["EVAL"] == 1
+    assert writes(valkey) == before + 1
+    assert proxy.counts.requests["EVAL"] == (1 if when is When.UNCHANGED else 0)
 
 
 @each_script
@@ -457,7 +517,7 @@ async def test_a_script_that_is_lost_while_it_is_told_is_sent_again(
         direct.script_flush()
     order = getattr(proxy, where)("EVAL", fault)
 
-    if verb is _delete and where == "on_reply":
+    if verb is _delete:
         with pytest.raises(StorageUnavailable, match="reply was lost"):
             await verb(storage, session)
     else:
