@@ -66,4 +66,4 @@ def opened(record: Any, id: str) -> Session[Any]:
     """
     if record is None:
         raise LookupError("a session of the benchmark is gone")
-    return unseal(record, id, CODEC, 0)
+    return unseal(record, id, CODEC, lambda: 0)

@@ -24,7 +24,8 @@ from aiosessions import (
     Session,
     SessionNotFound,
 )
-from aiosessions.record import deadline_of, seal, unseal
+from aiosessions import record as records
+from aiosessions.record import deadline_of, seal
 from tests.leaks import said_by
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +33,11 @@ REVISION = "AbCd-_0123456789"
 # Before every deadline in golden/.
 NOW = 1_900_000_000_000
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def unseal(record: bytes, id: str, codec: Codec[Any], now: int) -> Session[Any]:
+    """Read a record at some moment."""
+    return records.unseal(record, id, codec, lambda: now)
 
 
 class Basket(msgspec.Struct):

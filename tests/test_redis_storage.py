@@ -289,7 +289,7 @@ async def test_the_key_is_the_prefix_and_the_id(server: Server, observer: "redis
     keys: Any = observer.keys("*")
     record: Any = observer.get("app:web:{x}*?[a]:b")
     assert keys == [b"app:web:{x}*?[a]:b"]
-    assert unseal(record, session.id, codec, 0) == session
+    assert unseal(record, session.id, codec, lambda: 0) == session
 
 
 async def test_prefixes_keep_storages_apart(server: Server) -> None:

@@ -101,7 +101,7 @@ class LocalStorage(Storage[D], Generic[D]):
             raise SessionNotFound(NOT_FOUND)
         entry.idle_at = self._monotonic() + self._ttl
         self._sessions.move_to_end(id)
-        return unseal(entry.record, id, self._codec, self._time())
+        return unseal(entry.record, id, self._codec, self._time)
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`."""

@@ -24,6 +24,8 @@ from .errors import CorruptSession, InvalidSession, SessionError, SessionNotFoun
 from .session import D, Session, as_utc, check_id, epoch_milliseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .codec import Codec
 
 VERSION = b"1"
@@ -67,20 +69,21 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     return revision, deadline, b"%b%b%015d%b" % (VERSION, revision.encode(), deadline, payload)
 
 
-def unseal(record: bytes, id: str, codec: "Codec[D]", now: int) -> Session[D]:
+def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
     """Read the record that was found under `id`.
 
     Args:
         record: What is stored.
         id: The id that was asked for.
         codec: What the payload was encoded with.
-        now: Milliseconds since the epoch, to hold the deadline against.
+        now: Milliseconds since the epoch, to hold the deadline against if there is one.
 
     Raises:
         SessionNotFound: The session is past its deadline.
         CorruptSession: This is no record that can be read, or another session's.
     """
-    if deadline_of(record) <= now:
+    deadline = deadline_of(record)
+    if deadline != NO_DEADLINE and deadline <= now():
         raise SessionNotFound(NOT_FOUND)
     try:
         session = codec.decode(record[HEADER_BYTES:])

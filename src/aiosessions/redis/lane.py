@@ -27,7 +27,6 @@ Rules:
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -44,7 +43,6 @@ class OutOfStep(RedisError):
     """A reply cannot belong to the command that it is due for."""
 
 
-@dataclass(slots=True, eq=False)
 class Command:
     """A command, packed, and the future that its caller awaits.
 
@@ -67,17 +65,28 @@ class Command:
         weight: The bytes that it counts for, while it is under way.
     """
 
-    payload: bytes
-    accepts: frozenset[type]
-    deadline: float
-    future: asyncio.Future[Any]
-    overdue: float
-    repeatable: bool = False
-    preludes: int = 0
     unsure: bool = False
     tries: int = 0
     due: int = 0
     weight: int = 0
+
+    def __init__(  # noqa: PLR0917 - one is made for every call, and keywords cost time
+        self,
+        payload: bytes,
+        accepts: frozenset[type],
+        deadline: float,
+        future: asyncio.Future[Any],
+        overdue: float,
+        repeatable: bool = False,  # noqa: FBT001, FBT002
+        preludes: int = 0,
+    ) -> None:
+        self.payload = payload
+        self.accepts = accepts
+        self.deadline = deadline
+        self.future = future
+        self.overdue = overdue
+        self.repeatable = repeatable
+        self.preludes = preludes
 
     def resolve(self, result: Any) -> None:
         """Hand the caller a reply or an exception, if it is still there."""

@@ -24,6 +24,8 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
+import hiredis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -174,16 +176,14 @@ class Link:
     async def _read(self, connection: AbstractConnection) -> None:
         """Give each reply to the command that it is for."""
         lane = self._lane
-        read_response = connection.read_response
+        parsed = _parsed(connection)
         try:
             while True:
                 try:
                     # No timeout: deadlines are the lane's, and one for every single reply costs a
                     # third more. Nor any value of that argument: with one, redis-py takes ETIMEDOUT
                     # for its own timeout and returns None, which would pass for "not found".
-                    reply: Any = await read_response(disable_decoding=True)
-                except ReadOnlyError:
-                    raise
+                    reply: Any = await connection.read_response(disable_decoding=True)
                 except RedisConnectionError as error:
                     # What Sentinel's connections make of a ReadOnlyError.
                     if isinstance(error.__context__, ReadOnlyError):
@@ -191,7 +191,12 @@ class Link:
                     raise
                 except ResponseError as error:
                     reply = error.with_traceback(None)
-                lane.answer(reply)
+                while reply is not NOT_ENOUGH_DATA:
+                    if isinstance(reply, ReadOnlyError | RedisConnectionError):
+                        self._give_up(reply)
+                        return
+                    lane.answer(reply)
+                    reply = parsed()
                 self._failures = 0
                 if lane.queued:
                     self._wake()
@@ -244,6 +249,27 @@ class Link:
             self._give_up(error)  # and `_keep` watches on, when it has taken the connection down
         else:
             self._watch(self._lane.deadline())
+
+
+def _parsed(connection: AbstractConnection) -> Callable[[], Any]:
+    """What gives the replies that have arrived besides, or `NOT_ENOUGH_DATA`.
+
+    A reply that is there already needs no coroutine to read it, which would cost as much as all the
+    rest of the bookkeeping. There is no public way to hiredis' reader; where there is none, as in
+    fakeredis, each reply is read for itself.
+    """
+    reader = getattr(getattr(connection, "_parser", None), "_reader", None)
+    gets: Callable[[bool], Any] | None = getattr(reader, "gets", None)
+    if gets is None:
+        return lambda: NOT_ENOUGH_DATA
+
+    def parsed() -> Any:
+        reply = gets(False)  # noqa: FBT003 - its only argument: do not decode
+        while type(reply) is hiredis.PushNotification:  # nobody here has asked for any
+            reply = gets(False)  # noqa: FBT003
+        return reply
+
+    return parsed
 
 
 def _transport(connection: AbstractConnection) -> asyncio.WriteTransport | None:

@@ -164,7 +164,7 @@ class RedisStorage(Storage[D], Generic[D]):
         record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline, repeatable=True)
         if _checked(record) is None:
             raise SessionNotFound(NOT_FOUND)
-        return unseal(record, id, self._codec, self._time())
+        return unseal(record, id, self._codec, self._time)
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`.
