@@ -5,6 +5,7 @@ A borrowed client works beside the storage and is left as it was, whatever it is
 
 import asyncio
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -26,8 +27,8 @@ from aiosessions import (
     When,
     new_session_id,
 )
-from tests.fault_proxy import until
-from tests.servers import Server, binaries, running
+from tests.fault_proxy import Counts, Exchange, FaultProxy, until
+from tests.servers import Server, binaries, deaf_port, running
 
 _PASSWORD = "correct horse"
 
@@ -168,7 +169,11 @@ async def test_any_client_can_be_borrowed(valkey: Server, make: Callable[[Server
 
             async with RedisStorage[Any](client, ttl=60, timeout=5) as storage:
                 await use(storage)
-                assert len({each["id"] for each in direct.client_list()} - before) == 1
+                ours = {each["id"] for each in direct.client_list()} - before
+                assert len(ours) == 1
+                await asyncio.sleep(0.005)
+                await use(storage)
+                assert {each["id"] for each in direct.client_list()} - before == ours
 
             assert client.connection_pool is pool
             assert pool.connection_kwargs == settings
@@ -239,6 +244,29 @@ async def test_a_wrong_password_is_unavailable(
             await storage.load("nobody")
         assert asyncio.get_running_loop().time() - start < 10
         assert "wrong-password" not in repr(raised.value)
+
+
+async def test_what_would_be_in_our_way_is_left_out(valkey: Server) -> None:
+    """A client's retries, which would multiply attempts, and its maintenance notifications."""
+    clients: list[list[bytes]] = []
+
+    async def look(exchange: Exchange) -> bytes:
+        clients.append(exchange.arguments)
+        return exchange.message
+
+    async with FaultProxy(valkey.port) as proxy, Redis(host="127.0.0.1", port=proxy.port) as client:
+        proxy.on_request("CLIENT", look, times=math.inf)
+        async with RedisStorage[Any](client, ttl=60, timeout=20) as storage:
+            await use(storage)
+            assert not [each for each in clients if b"MAINT_NOTIFICATIONS" in each]
+
+        with deaf_port() as nobody:
+            proxy.target = nobody
+            proxy.counts = Counts()
+            async with RedisStorage[Any](client, ttl=60, timeout=20) as storage:
+                with pytest.raises(StorageUnavailable):
+                    await storage.load("nobody")
+                assert proxy.counts.connections == 1
 
 
 class Watched(Connection):

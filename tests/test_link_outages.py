@@ -121,6 +121,15 @@ async def test_a_server_that_does_not_take_part_in_the_handshake_is_unavailable(
         assert await outcome(storage.load("nobody")) is SessionNotFound
 
 
+async def test_an_attempt_to_connect_does_not_hang_for_ever(proxy: FaultProxy) -> None:
+    """It ends with the timeout, and the next one may find another server."""
+    order = proxy.on_request("*", hold(asyncio.Event()))
+    async with Storage.from_url(proxy.url, ttl=60, timeout=SHORT) as storage:
+        assert await outcome(storage.load("nobody")) is StorageUnavailable
+        assert await outcome(storage.load("nobody")) is SessionNotFound
+    assert (order.hits, proxy.counts.connections) == (1, 2)
+
+
 async def test_a_timeout_ends_the_connection_and_the_next_call_is_served(
     proxy: FaultProxy, storage: Storage
 ) -> None:
@@ -367,9 +376,8 @@ async def test_replies_that_are_one_off_are_nobody_elses_session(
         assert outcomes[:3] == [Session] * 3
         assert outcomes[9] in (CorruptSession, StorageUnavailable)
         assert set(outcomes[3:]) <= {Session, CorruptSession, StorageUnavailable}
-        await until(
-            lambda: not our_tasks()
-        )  # when replies end, it shows, and so does the connection
+        # When no more replies come, it shows, and the connection ends.
+        await until(lambda: not our_tasks())
         await load_all(storage, sessions)
 
 

@@ -72,7 +72,7 @@ def soak(minutes: float, say: Callable[[str], None]) -> Soak:
         for reader in readers:
             reader.start()
         moments, disturbances = _watch(server, samples, epoch, minutes, say)
-        end(workers)
+        failed = end(workers)
         for reader in readers:
             reader.join()
     warm_up = min(_WARM_UP, minutes / 2)
@@ -81,6 +81,7 @@ def soak(minutes: float, say: Callable[[str], None]) -> Soak:
         errors.update(each[-1].errors)
     flaws = [flaw for each in samples for flaw in each[-1].flaws]
     figures, problems = judge(moments, warm_up=warm_up, connections=PROCESSES)
+    problems += [f"process {number} has failed" for number in failed]
     problems += [f"wrong, {times} times: {what}" for what, times in Counter(flaws).items()]
     return Soak(
         environment=environment("redis", "hiredis"),

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import redis
@@ -121,6 +121,10 @@ class Result(msgspec.Struct):
     problems: list[str]
 
 
+class WorkerError(Exception):
+    """A worker has failed, which is the suite's fault. The message is what it complained of."""
+
+
 class Stage:
     """Where one scenario is played.
 
@@ -199,7 +203,8 @@ class Stage:
                     secrets=[*secrets],
                     steps=[*steps] if number == 0 else [],
                 )
-                workers.append(stack.enter_context(started(settings)))
+                errors = stack.enter_context(_errors(directory, number).open("wb"))
+                workers.append(stack.enter_context(started(settings, errors)))
                 stack.callback(workers[-1].kill)
             await asyncio.to_thread(begin, workers)
             self._began = time.monotonic()
@@ -207,7 +212,9 @@ class Stage:
             yield
             await self.wait()
             self._ended = time.monotonic()
-            await asyncio.to_thread(end, workers)
+            failed = await asyncio.to_thread(end, workers)
+            if failed:
+                raise WorkerError(_errors(directory, failed[0]).read_text("utf-8")[-4_000:])
             for worker in range(self.form.workers):
                 self._events += journal.read(_journal(directory, worker))
         self._final = await asyncio.to_thread(stored, servers())
@@ -307,13 +314,18 @@ def _journal(directory: Path, worker: int) -> Path:
     return directory / f"{worker}.journal"
 
 
-def started(settings: Settings) -> subprocess.Popen[str]:
-    """A worker, which is connecting."""
+def _errors(directory: Path, worker: int) -> Path:
+    return directory / f"{worker}.errors"
+
+
+def started(settings: Settings, errors: IO[bytes] | None = None) -> subprocess.Popen[str]:
+    """A worker, which is connecting. What it complains of goes to `errors`, or where ours goes."""
     return subprocess.Popen(  # noqa: S603 - ours
         [sys.executable, "-m", "tests.faults.worker", msgspec.json.encode(settings).decode()],
         cwd=_ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
 
@@ -328,12 +340,16 @@ def begin(workers: Sequence[subprocess.Popen[str]]) -> None:
         _tell(worker)
 
 
-def end(workers: Sequence[subprocess.Popen[str]]) -> None:
-    """Let them end, and wait until they have."""
+def end(workers: Sequence[subprocess.Popen[str]]) -> list[int]:
+    """Let them end, and wait until they have.
+
+    Returns:
+        The numbers of those that have failed.
+    """
     for worker in workers:
-        _tell(worker)
-    for worker in workers:
-        assert worker.wait(_PATIENCE) == 0, "a worker has failed"
+        with suppress(BrokenPipeError):  # it has ended, and its status will tell
+            _tell(worker)
+    return [number for number, worker in enumerate(workers) if worker.wait(_PATIENCE) != 0]
 
 
 def _tell(worker: subprocess.Popen[str]) -> None:

@@ -152,6 +152,8 @@ class RedisStorage(Storage[D], Generic[D]):
             repeatable = when is When.UNCHANGED
             reply, unsure = await self._run(deadline, _STORE, key, *words, repeatable=repeatable)
             applied = reply == scripts.WRITTEN
+        # After a timeout there is no time left to look.
+        unsure = unsure and not isinstance(reply, TimeoutError)
         if not applied and not (unsure and await self._is_in_place(key, revision, deadline)):
             raise _refusal(reply, unsure=unsure)
         session.revision = revision
@@ -315,7 +317,7 @@ def _failure(reply: Any, *, unsure: bool) -> SessionError:
     """What to raise for an exception in a write's place, or for an answer that is none."""
     if isinstance(reply, Exception):
         error = translated(reply)
-        if not unsure:
+        if not unsure or isinstance(reply, TimeoutError):
             return error
         cause = error.__cause__
     else:
