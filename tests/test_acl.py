@@ -272,7 +272,8 @@ def test_nothing_else_is_possible(server: Server, command: str) -> None:
 @pytest.fixture(scope="module", params=binaries())
 def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of two, of each of the servers there are."""
-    with cluster(binaries()[request.param], masters=2) as made:
+    patient = ("--cluster-node-timeout", "30000")  # see test_cluster.py
+    with cluster(binaries()[request.param], *patient, masters=2) as made:
         yield made
 
 

@@ -62,7 +62,9 @@ from tests.topologies import (
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     """Three masters, each with a replica."""
-    with cluster(binaries()["valkey"], masters=3, replicas=1) as made:
+    # Nothing fails in here: on a starved machine, a shorter one would have replicas take over.
+    patient = ("--cluster-node-timeout", "30000")
+    with cluster(binaries()["valkey"], *patient, masters=3, replicas=1) as made:
         yield made
 
 
