@@ -89,8 +89,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         quick=options.quick,
-        rounds=options.rounds or (3 if options.quick else 5),
-        seconds=options.seconds or (0.1 if options.quick else 0.5),
+        rounds=options.rounds or (3 if options.quick else 9),
+        seconds=options.seconds or (0.1 if options.quick else 0.3),
         url=options.url,
         server=options.server,
         loads=options.loads,

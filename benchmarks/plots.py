@@ -290,9 +290,13 @@ def _local_scaling(result: Result) -> Figure:
         pauses,
         result.rows,
         "sessions",
-        {"pause_ms": "while all are swept", "idle_pause_ms": "idle, for comparison"},
+        {
+            "pause_ms": "longest while all are swept",
+            "pause_p99_ms": "p99 while all are swept",
+            "idle_pause_ms": "longest when idle",
+        },
     )
-    pauses.set_ylabel("longest pause of the event loop, ms")
+    pauses.set_ylabel("how long another task waits for its turn, ms")
     _lines(sizes, result.rows, "sessions", {"bytes": "the process, per session"})
     sizes.axhline(
         float(result.facts["record_bytes"]), color="0.5", linestyle=":", label="the record alone"

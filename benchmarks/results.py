@@ -5,6 +5,7 @@ Nothing here, nor in `tables` and `page`, needs more than the library itself: th
 """
 
 import hashlib
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -62,8 +63,9 @@ class Claim(msgspec.Struct):
     Attributes:
         claim: What is claimed.
         target: The figure it stands or falls with.
-        measured: The figure found: the median, and the lowest and highest round.
-        verdict: `CONFIRMED` if every round says so, `REFUTED` if none does, else `UNCLEAR`.
+        measured: The figure found: the median of the rounds, and between what it lies.
+        verdict: `CONFIRMED` if all rounds between these bounds meet the target, `REFUTED` if none
+            does, else `UNCLEAR`.
     """
 
     claim: str
@@ -120,14 +122,30 @@ def judge(
     meets: Callable[[float], bool],
     unit: str = "",
 ) -> Claim:
-    """Hold each round's figure against a target; when rounds disagree, nothing is concluded."""
-    met = [meets(value) for value in rounds]
+    """Hold what the rounds found against a target; when they disagree, nothing is concluded."""
+    likely = around_median(rounds)
+    met = [meets(value) for value in likely]
     verdict = CONFIRMED if all(met) else UNCLEAR if any(met) else REFUTED
-    median, low, high = statistics.median(rounds), min(rounds), max(rounds)
-    measured = f"{median:.3g}{unit}"
+    measured = f"{statistics.median(rounds):.3g}{unit}"
     if len(rounds) > 1:
-        measured += f" ({low:.3g} to {high:.3g})"
+        measured += f" ({likely[0]:.3g} to {likely[-1]:.3g})"
     return Claim(claim, target, measured, verdict)
+
+
+def around_median(rounds: Sequence[float]) -> list[float]:
+    """The rounds, in order, between which the true median lies with a confidence of 95 %.
+
+    That is the interval of the sign test (Conover, Practical Nonparametric Statistics), which holds
+    for any distribution. Of 9 rounds it leaves out the lowest and the highest; with fewer than 6
+    there is no such confidence, and it leaves out none.
+    """
+    ordered = sorted(rounds)
+    count = len(ordered)
+    left_out = 0  # at each end
+    chance = 2 / 2**count  # that the median is outside, if one were left out
+    while (chance := chance + 2 * math.comb(count, left_out + 1) / 2**count) <= 0.05:
+        left_out += 1
+    return ordered[left_out : count - left_out]
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:

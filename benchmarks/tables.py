@@ -76,7 +76,11 @@ def summary(result: Result) -> list[str]:
         f"the load average before was {noise.load_before}."
     )
     if noise.too_much:
-        lines.append("The machine was too noisy for conclusions from differences of less than 2x.")
+        # Figures of one table were not taken at the same time; ratios of claims, within a round.
+        lines.append(
+            f"The machine was noisy: differences of less than {2 * noise.spread:.0%} between the "
+            "figures of a table mean nothing."
+        )
     lines += [f"Not measured: {what}, {why}." for what, why in result.missing.items()]
     return lines
 
@@ -93,7 +97,8 @@ def claims(some: Iterable[Claim], title: str = "Claims") -> Table:
         title,
         ("claim", "target", "measured", "verdict"),
         [(each.claim, each.target, each.measured, each.verdict) for each in some],
-        "Confirmed: in every round. Not confirmed: in none. Too noisy to tell: in some.",
+        "Measured: the median of the rounds, and between what it lies with a confidence of 95 %. "
+        "Confirmed: all rounds in between meet the target. Not confirmed: none does.",
     )
 
 
@@ -286,8 +291,9 @@ def _local(result: Result) -> list[Table]:
         "sweep_few_us": "sweep of 500, us each",
         "sweep_none_us": "sweep of none, us",
         "bytes": "bytes a session",
-        "pause_ms": "longest pause in a sweep, ms",
-        "idle_pause_ms": "the same, idle, ms",
+        "pause_p99_ms": "pauses in a sweep of all: p99, ms",
+        "pause_ms": "longest, ms",
+        "idle_pause_ms": "longest, idle, ms",
     }
     return [
         Table(
@@ -298,7 +304,9 @@ def _local(result: Result) -> list[Table]:
                 for row in result.rows
             ],
             "Each size in a fresh process. Bytes are what the process grew by, ids included; the "
-            "fewer sessions, the more of it fits into what the process had already.",
+            "fewer sessions, the more of it fits into what the process had already. A pause is how "
+            "long another task waits for its turn. The longest is where the sweep of many ends, "
+            "and their memory is given back to the system.",
         )
     ]
 

@@ -8,7 +8,16 @@ import re
 import pytest
 
 from benchmarks.page import PAGE, PICTURES, rewritten
-from benchmarks.results import CONFIRMED, FOLDER, REFUTED, UNCLEAR, committed, judge, stat
+from benchmarks.results import (
+    CONFIRMED,
+    FOLDER,
+    REFUTED,
+    UNCLEAR,
+    around_median,
+    committed,
+    judge,
+    stat,
+)
 from benchmarks.tables import number
 
 RESULTS = committed()
@@ -55,13 +64,30 @@ def test_every_plot_is_shown() -> None:
 
 @pytest.mark.parametrize(
     ("rounds", "verdict"),
-    [([1.3, 1.2, 1.4], CONFIRMED), ([1.1, 1.0], REFUTED), ([1.1, 1.3], UNCLEAR)],
+    [
+        ([1.3, 1.2, 1.4], CONFIRMED),
+        ([1.1, 1.0], REFUTED),
+        ([1.1, 1.3], UNCLEAR),
+        ([1.0, *[1.3] * 7, 1.1], UNCLEAR),
+        ([1.0, *[1.3] * 8], CONFIRMED),
+        ([1.3, *[1.1] * 8], REFUTED),
+    ],
 )
 def test_rounds_that_disagree_conclude_nothing(rounds: list[float], verdict: str) -> None:
-    """A claim stands if all rounds say so and falls if none does."""
+    """A claim stands if all rounds say so and falls if none does, but for one odd one of nine."""
     claim = judge("faster", "at least 1.2", rounds, lambda ratio: ratio >= 1.2)
 
     assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rounds", "left_out"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (12, 2), (15, 3), (20, 5)]
+)
+def test_the_median_lies_between_the_rounds_of_the_sign_test(rounds: int, left_out: int) -> None:
+    """As in the published tables of confidence intervals for a median, at 95 %."""
+    ordered = [float(each) for each in range(rounds)]
+
+    assert around_median(ordered[::-1]) == ordered[left_out : rounds - left_out]
 
 
 def test_figures_are_medians_with_their_extremes() -> None:

@@ -28,8 +28,8 @@ from .record import NO_DEADLINE, NOT_FOUND, seal, unseal
 from .session import D, Session, as_utc, check_id, epoch_milliseconds
 from .storage import Clock, Storage, When, check_when, milliseconds
 
-# A batch takes well under a millisecond: the longest time that a sweep keeps the event loop.
-_SWEEP_BATCH = 500
+# A batch keeps the event loop for a tenth of a millisecond; see docs/benchmarks.md for the longest.
+_SWEEP_BATCH = 100
 
 
 @dataclass(slots=True)
