@@ -83,7 +83,7 @@ def _errors(rows: Iterable[Row], name: str) -> tuple[list[float], list[list[floa
 
 def _thousands(axes: Axes, axis: str = "y") -> None:
     getattr(axes, f"{axis}axis").set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.6g}")
+        FuncFormatter(lambda value, _: f"{value:,.10g}")
     )
 
 
@@ -110,6 +110,7 @@ def _bars(
     axes.invert_yaxis()
     axes.set_xlabel(unit)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
+    axes.locator_params(axis="x", nbins=5)
     _thousands(axes, "x")
     axes.grid(visible=False, axis="y")
 
@@ -161,6 +162,7 @@ def _rtt_latency(result: Result) -> Figure:
                 textcoords="offset points",
                 xytext=(-4, -12),
                 ha="right",
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
             )
         axes.set_xlim(0, most * 1.03)
         axes.set_ylim(0, min(axes.get_ylim()[1], 3 * most + 0.5))

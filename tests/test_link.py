@@ -101,6 +101,33 @@ async def test_what_is_asked_for_in_one_turn_leaves_in_one_write(
     assert proxy.counts.chunks == 1
 
 
+async def test_half_of_the_callers_go_on_before_the_other_half_is_served(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the server has something to do meanwhile, though all replies came at once."""
+    handed_out = 0
+    answer = Lane.answer
+
+    def counted(lane: Lane, reply: object) -> None:
+        nonlocal handed_out
+        handed_out += 1
+        answer(lane, reply)
+
+    monkeypatch.setattr(Lane, "answer", counted)
+    async with Storage.from_url(valkey.url, ttl=60, timeout=LONG) as storage:
+        sessions = await many(storage, 100)
+        handed_out = 0
+
+        async def load(session: Session[Any]) -> int:
+            await storage.load(session.id)
+            return handed_out
+
+        before = await asyncio.gather(*map(load, sessions))
+
+    assert before[0] <= 50
+    assert before[-1] == 100
+
+
 async def test_a_storage_has_one_connection(valkey: Server) -> None:
     """However many callers there are, from the first moment on."""
     with valkey.client() as direct:

@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from .codec import Codec, JsonCodec
 from .errors import SessionConflict, SessionExists, SessionNotFound, StorageClosed
-from .record import NO_DEADLINE, NOT_FOUND, seal, unseal
+from .record import CHANGED, EXISTS, NO_DEADLINE, NOT_FOUND, seal, unseal
 from .session import D, Session, as_utc, check_id, epoch_milliseconds
 from .storage import Clock, Storage, When, check_when, milliseconds
 
@@ -156,13 +156,11 @@ class LocalStorage(Storage[D], Generic[D]):
         entry = self._find(session.id)
         if when is When.ABSENT:
             if entry is not None:
-                message = "there is a session with this id"
-                raise SessionExists(message)
+                raise SessionExists(EXISTS)
         elif entry is None:
             raise SessionNotFound(NOT_FOUND)
         elif when is When.UNCHANGED and entry.revision != session.revision:
-            message = "the session was written since it was loaded"
-            raise SessionConflict(message)
+            raise SessionConflict(CHANGED)
 
     def _put(self, id: str, entry: _Entry) -> None:
         old = self._sessions.get(id)

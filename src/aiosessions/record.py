@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
     from .codec import Codec
 
+# What every storage says, in the same words.
+NOT_FOUND = "there is no such session, or it has expired"
+EXISTS = "there is a session with this id"
+CHANGED = "the session was written since it was loaded"
+
 VERSION = b"1"
 HEADER_BYTES = 32
 NO_DEADLINE = 999_999_999_999_999
@@ -96,9 +101,6 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") 
         raise CorruptSession("another session is stored under the id that was asked for")
     session.revision = revision_of(record)
     return session
-
-
-NOT_FOUND = "there is no such session, or it has expired"
 
 
 def deadline_of(record: bytes) -> int:

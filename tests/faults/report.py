@@ -202,7 +202,10 @@ def _shown_soak() -> str:
     last = found.moments[-1]
     table = markdown(
         ("after the warm-up", "first third", "last third"),
-        [(name, f"{first:,g}", f"{end:,g}") for name, (first, end) in found.figures.items()],
+        [
+            (name, _figure(name, first), _figure(name, end))
+            for name, (first, end) in found.figures.items()
+        ],
     )
     return (
         f"{last.minutes:.0f} minutes, {found.processes} processes of {found.callers} callers, "
@@ -211,6 +214,10 @@ def _shown_soak() -> str:
         f"{_where(found.environment)}\n\n{table}\n\n"
         "![Memory, tasks, connections and errors over time](reliability/soak.png)"
     )
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value / 1e6:.2f} MB" if "memory" in name else f"{value:,.0f}"
 
 
 def _where(found: Environment) -> str:

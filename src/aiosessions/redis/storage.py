@@ -27,7 +27,7 @@ from ..errors import (
     StorageClosed,
     StorageUnavailable,
 )
-from ..record import NOT_FOUND, VERSION, seal, unseal
+from ..record import CHANGED, EXISTS, NOT_FOUND, VERSION, seal, unseal
 from ..session import D, Session, as_utc, check_id
 from ..storage import Clock, Storage, When, check_when, milliseconds
 from . import scripts
@@ -329,6 +329,6 @@ def _failure(reply: Any, *, unsure: bool) -> SessionError:
 
 _REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
     scripts.ABSENT: (SessionNotFound, NOT_FOUND),
-    scripts.EXISTS: (SessionExists, "there is a session with this id"),
-    scripts.CHANGED: (SessionConflict, "the session was written since it was loaded"),
+    scripts.EXISTS: (SessionExists, EXISTS),
+    scripts.CHANGED: (SessionConflict, CHANGED),
 }
