@@ -17,7 +17,7 @@ from .tables import Table, claims, summary, tables
 
 PAGE = FOLDER.parent / "benchmarks.md"
 _MARKED = re.compile(
-    r"(?P<start><!-- (?P<what>results|claims|fact): ?(?P<name>[\w.]*) -->)"
+    r"(?P<start><!-- (?P<what>results|claims|fact): ?(?P<name>[\w.-]*) -->)"
     r".*?(?P<end><!-- /(?P=what) -->)",
     re.DOTALL,
 )

@@ -232,7 +232,8 @@ def _server_costs(result: Result) -> Figure:
         )
         axes.bar_label(bars, [f" {each:.3g}" for each in medians], fontsize=8, padding=2)
         axes.set_xlabel(unit)
-        axes.set_xlim(0, max([1.0, *medians]) * 1.25)
+        longest = [median + above for median, above in zip(medians, errors[1], strict=True)]
+        axes.set_xlim(0, max([1.0, *longest]) * 1.25)
         axes.grid(visible=False, axis="y")
     grid[0].invert_yaxis()
     _title(figure, result, f"What the server pays for a load ({server})")
