@@ -76,7 +76,7 @@ class Steadiness:
         self._probes: list[float] = []
 
     def probe(self) -> None:
-        """Time the computation once: about two milliseconds. Before that once untimed, to warm up."""
+        """Time the computation, about two milliseconds, after running it once to warm up."""
         sum(range(200_000))
         start = time.perf_counter()
         sum(range(200_000))

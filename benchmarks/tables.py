@@ -284,6 +284,9 @@ def _peers(result: Result) -> list[Table]:
 
 
 def _local(result: Result) -> list[Table]:
+    def shown(row: Row, name: str) -> str:
+        return figure(row, name) if row["measured"] > 1 else median(row, name)
+
     figures = {
         "store_us": "store, us",
         "load_us": "load, us",
@@ -300,13 +303,13 @@ def _local(result: Result) -> list[Table]:
             f"LocalStorage, records of {result.facts['record_bytes']} bytes",
             ("sessions", *figures.values()),
             [
-                (f"{row['sessions']:,}", *(figure(row, name) for name in figures))
+                (f"{row['sessions']:,}", *(shown(row, name) for name in figures))
                 for row in result.rows
             ],
-            "Each size in a fresh process. Bytes are what the process grew by, ids included; the "
-            "fewer sessions, the more of it fits into what the process had already. A pause is how "
-            "long another task waits for its turn. The longest is where the sweep of many ends, "
-            "and their memory is given back to the system.",
+            "Each size in a fresh process; the largest once. Bytes are what the process grew by, "
+            "ids included; the fewer sessions, the more of it fits into what the process had "
+            "already. A pause is how long another task waits for its turn. The longest is where "
+            "the sweep of many ends, and their memory is given back to the system.",
         )
     ]
 
