@@ -121,7 +121,10 @@ def _row(results: list[Result]) -> tuple[str, ...]:
     for result in results:
         for message, times in result.errors.items():
             errors[message] += times
-    told = ";<br>".join(f"{times:,} times: {message}" for message, times in errors.most_common())
+    told = ";<br>".join(
+        f"{'once' if times == 1 else f'{times:,} times'}: {message}"
+        for message, times in errors.most_common()
+    )
     lost = [result.lost for result in results]
     took = [seconds for result in results for seconds in result.recovery]
     return (
