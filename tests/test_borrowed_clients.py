@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiosessions import (
     RedisStorage,
@@ -325,6 +328,41 @@ async def test_a_connection_that_ends_as_something_is_to_be_sent_is_not_used(
         assert [each.connects for each in Watched.made] == [1] * (number + 1)
 
 
+_SECRET = "correct-horse-battery"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(f"GET https://vault/?token={_SECRET}"),
+        FileNotFoundError(2, "no such file", f"/run/{_SECRET}"),
+        TimeoutError(_SECRET),
+        RuntimeError(_SECRET),
+        AttributeError(_SECRET),
+        KeyError(_SECRET),
+        RedisConnectionError(f"Connection to the vault with {_SECRET}"),
+        RedisConnectionError(f"Error in the vault: {_SECRET}"),
+    ],
+    ids=repr,
+)
+async def test_what_a_credential_provider_knows_is_not_told(
+    valkey: Server, error: Exception
+) -> None:
+    """Whatever it raises: the error says that there is no connection, and not what it was told."""
+
+    class Vault(CredentialProvider):
+        def get_credentials(self) -> tuple[str]:
+            raise error
+
+    error.__cause__ = ValueError(_SECRET)
+    client = Redis(port=valkey.port, credential_provider=Vault())
+    async with client, RedisStorage[Any](client, ttl=60) as storage:
+        with pytest.raises(StorageUnavailable) as caught:
+            await storage.load("id")
+
+    assert _SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 # Event loops and processes.
 
 
@@ -340,6 +378,7 @@ def test_another_event_loop_is_told_at_once(valkey: Server) -> None:
             storage.store(session),
             storage.store(session, when=When.UNCHANGED),
             storage.delete(session.id),
+            storage.aclose(),
         ):
             with pytest.raises(StorageUnavailable, match="event loop"):
                 await verb

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from redis.cluster import LoadBalancingStrategy
 from redis.crc import key_slot
@@ -24,7 +26,6 @@ from aiosessions import (
     SessionManager,
     SessionNotFound,
     StorageClosed,
-    StorageUnavailable,
     When,
     new_session_id,
 )
@@ -300,8 +301,25 @@ async def test_closing_leaves_nothing_behind(nodes: Cluster) -> None:
             await storage.aclose()
 
             results = {type(result) for result, _ in await asyncio.gather(*calls)}
-            assert results <= {SessionNotFound, StorageClosed, StorageUnavailable}
+            assert results <= {SessionNotFound, StorageClosed}
             assert asyncio.all_tasks() == tasks
+
+    disconnected(nodes.nodes, NAME)
+
+
+async def test_a_cancelled_closing_leaves_nothing_behind(nodes: Cluster) -> None:
+    """A storage that is left because its scope was cancelled is closed, like any other."""
+    loop = asyncio.get_running_loop()
+    tasks = asyncio.all_tasks()
+    async with cluster_client(nodes.nodes[0].port) as client:
+        with anyio.CancelScope() as scope:
+            async with RedisStorage[Any](client, ttl=600) as storage:
+                for number in range(20):
+                    await outcome(storage.load(str(number)))
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+        await asyncio.to_thread(eventually, lambda: asyncio.all_tasks(loop) == tasks)
 
     disconnected(nodes.nodes, NAME)
 

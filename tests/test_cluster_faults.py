@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
 
 from aiosessions import RedisStorage, Session, StorageUnavailable, When, new_session_id
+from aiosessions.redis.cluster import Cluster as SlotMap
 from tests.callers import (
     NAME,
     Caller,
@@ -282,6 +284,63 @@ async def test_one_node_that_answers_is_enough_to_begin_with(lone_masters: Clust
             await storage.store(Session(id=id))
             assert (await storage.load(id)).id == id
         await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("password", "reason"),
+    [("wrong", "refuses the user name or password"), (None, "asks for a password")],
+)
+async def test_a_cluster_that_lets_nobody_in_says_why(
+    lone_masters: Cluster, password: str | None, reason: str
+) -> None:
+    """Before there is a map of slots, too, and when it is asked how it is."""
+    lone_masters.settle()
+    nodes = lone_masters.nodes
+    client = RedisCluster(host="127.0.0.1", port=nodes[0].port, password=password)
+    async with RedisStorage[Any](client, ttl=600) as storage:
+        try:
+            for node in nodes:
+                ask(node, "CONFIG", "SET", "requirepass", "right")
+            for verb in (storage.load("id"), storage.ping()):
+                with pytest.raises(StorageUnavailable, match=reason) as caught:
+                    await verb
+                assert caught.value.__cause__ is not None
+        finally:
+            for node in nodes:
+                with redis.Redis(port=node.port, password="right") as direct:
+                    direct.config_set("requirepass", "")
+    await client.aclose()
+
+
+async def test_a_cluster_that_is_not_there_says_so() -> None:
+    """As one server would."""
+    with deaf_port() as deaf:
+        client = RedisCluster(host="127.0.0.1", port=deaf)
+        async with RedisStorage[Any](client, ttl=600) as storage:
+            with pytest.raises(StorageUnavailable, match="connection to the server failed"):
+                await storage.load("id")
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0, -2, [b"127.0.0.1", 7000, b"id"]],
+        [0, 2**40, [b"127.0.0.1", 7000, b"id"]],
+        [5, 1, [b"127.0.0.1", 7000, b"id"]],
+        [0, 16_384, [b"127.0.0.1", 7000, b"id"]],
+        [0, 16_383, [b"127.0.0.1", [7000], b"id"]],
+        [b"0", b"5", [b"127.0.0.1", 7000, b"id"]],
+    ],
+    ids=repr,
+)
+def test_a_map_of_slots_that_cannot_be_is_refused(row: list[object]) -> None:
+    """Whatever a node makes of it."""
+    client = RedisCluster(host="127.0.0.1", port=1)
+    servers = SlotMap(client, 1.0)
+
+    with pytest.raises((TypeError, ValueError)):
+        servers._read_map([row], ("127.0.0.1", 7000))
 
 
 async def test_closing_amid_a_breakdown_leaves_nothing_behind(lone_masters: Cluster) -> None:

@@ -256,15 +256,83 @@ def test_what_a_fault_may_lose_is_counted() -> None:
     final = {"id": Found("f", 2)}
     fault = history.events[6].end
 
-    verdict = check(history.events, final, loses_after=fault)
-    assert verdict.wrong == []
-    assert verdict.lost == ["#dd4b5a07: e was overwritten, or undone"] or len(verdict.lost) == 1
+    span = fault, fault + 0.5
 
-    assert check(history.events, final, loses_after=fault + 9.0).wrong
-    for token, lost in (("b", False), ("e", True)):
+    verdict = check(history.events, final, loses=span)
+    assert verdict.wrong == []
+    (lost,) = verdict.lost
+    assert "e was overwritten, or undone" in lost
+
+    assert check(history.events, final, loses=(fault + 9.0, fault + 10.0)).wrong
+    for token, lost_too in (("b", False), ("e", True)):
         replicated = {"id": Found(token, 0)}
-        verdict = check(history.events, final, loses_after=fault, replicated=replicated)
-        assert any("replicated" in each for each in verdict.wrong) is lost
+        verdict = check(history.events, final, loses=span, replicated=replicated)
+        assert any("replicated" in each for each in verdict.wrong) is lost_too
+
+
+def test_a_fault_explains_no_loss_that_was_long_before_it() -> None:
+    """Nor one of what was acknowledged when it was over."""
+    history = saved()
+    end = history.events[-1].end
+    final = {"id": Found("c", 2)}
+
+    for span in ((end + 5, end + 6), (0.0, end - 1)):
+        verdict = check(history.events, final, loses=span)
+        assert len(verdict.lost) == 1
+        assert any("without a reason" in each for each in verdict.wrong)
+    assert check(history.events, final, loses=(end - 0.1, end + 1)).wrong == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "token", "more"),
+    [
+        (LOAD, "c", {"count": 2}),
+        (LOAD, "", {"outcome": NOT_FOUND}),
+        (UNCHANGED, "x", {"before": "e", "count": 4, "outcome": CONFLICT}),
+    ],
+)
+def test_a_fault_that_is_over_explains_nothing(
+    verb: str, token: str, more: dict[str, object]
+) -> None:
+    """Neither a step back nor an answer without a reason."""
+    history = saved()
+    history.add(verb, token, **more)  # type: ignore[arg-type]
+    early, late = (-2.0, -1.0), (history.events[-2].end, history.events[-1].start)
+
+    assert check(history.events, {"id": Found("e", 3)}, loses=early).wrong
+    assert not check(history.events, {"id": Found("e", 3)}, loses=late).wrong
+
+
+def test_a_fault_that_is_over_allows_no_second_write_over_the_same_one() -> None:
+    """One of them may be what it has lost."""
+    history = saved()
+    history.add(UNCHANGED, "x", before="c", count=3)
+    late = (history.events[-2].end, history.events[-1].start)
+
+    assert check(history.events, {"id": Found("x", 3)}, loses=(-2.0, -1.0)).wrong
+    assert not check(history.events, {"id": Found("x", 3)}, loses=late).wrong
+
+
+def test_what_was_deleted_when_a_fault_was_over_must_not_come_back() -> None:
+    """Only a deletion that it may have lost."""
+    history = deleted()
+    history.add(LOAD, "e", count=3)
+
+    assert check(history.events, {}, loses=(-2.0, -1.0)).wrong
+    end = history.events[-2].end
+    assert not check(history.events, {}, loses=(end, end + 0.5)).wrong
+
+
+def test_what_was_replaced_by_a_write_that_was_given_up_does_not_come_back() -> None:
+    """Once somebody has seen that it was applied."""
+    history = overwritten()
+    history.add(ALWAYS, "e", UNAVAILABLE, count=4)
+    history.add(LOAD, "d", count=3)
+    history.add(LOAD, "e", count=4)
+    assert verdict_on(history, "e", 4).wrong == []
+
+    history.add(LOAD, "d", count=3)
+    assert any("older" in each for each in verdict_on(history, "e", 4).wrong)
 
 
 def test_errors_are_counted_by_what_they_say() -> None:

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoScriptError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from aiosessions.redis.lane import MAX_BYTES, MAX_COMMANDS, Command, Lane, OutOfStep
 
@@ -266,11 +272,14 @@ def test_what_a_replica_refused_is_sent_again_and_sure(lane: Lane, call: Callers
     assert [refused.unsure, other.unsure] == [False, True]
 
 
-def test_what_a_replica_refused_is_sent_again_whatever_it_is(lane: Lane, call: Callers) -> None:
+@pytest.mark.parametrize("kind", [ReadOnlyError, BusyLoadingError, AuthenticationError])
+def test_what_was_refused_is_sent_again_whatever_it_is(
+    lane: Lane, call: Callers, kind: type[Exception]
+) -> None:
     """It will be applied once, at most."""
     refused, other = call(b"a", b"b", repeatable=False)
     lane.next_batch()
-    refusal = ReadOnlyError("x")
+    refusal = kind("x")
     lane.disconnected(refusal)
 
     assert results(refused, other) == [None, refusal]

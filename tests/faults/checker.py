@@ -16,21 +16,25 @@ Rules:
   somebody else's write.
 - How often a session was changed is how long its chain is: between the writes that were
   acknowledged, and those and the unknown ones.
-- Where a fault may lose writes, what contradicts these rules after it is not wrong but lost, and
-  counted. But what had been replicated before is not lost.
+- Where a fault may lose writes, it is those that were acknowledged while it lasted, or so shortly
+  before that they may not have been replicated. These are counted. It may also explain why what
+  was seen before it contradicts what is seen after it; but nothing that was all before it, or all
+  after.
+- What is known to have been replicated is not lost.
 """
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from aiosessions.session import id_digest
 
 from .journal import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
 
 _REFUSALS = ("SessionNotFound", "SessionConflict", "SessionExists")
+_LAG = 0.5  # how many seconds a replica may be behind at most
 
 
 @dataclass
@@ -62,7 +66,7 @@ def check(
     events: Iterable[Event],
     final: Mapping[str, Found],
     *,
-    loses_after: float | None = None,
+    loses: tuple[float, float] | None = None,
     replicated: Mapping[str, Found] | None = None,
 ) -> Verdict:
     """Judge a load.
@@ -70,7 +74,7 @@ def check(
     Args:
         events: Everything that any caller has done, in any order.
         final: What is stored in the end, by id.
-        loses_after: The moment of a fault that may lose writes; None if nothing may be lost.
+        loses: From when to when a fault may lose writes; None if nothing may be lost.
         replicated: What had outlived the fault in any case, by id.
     """
     verdict = Verdict()
@@ -92,7 +96,7 @@ def check(
         overwritten = any(event.verb in (ALWAYS, PRESENT) for event in history)
         judge = _Register if overwritten else _Chain
         survivor = (replicated or {}).get(id)
-        judge(verdict, id, history, final.get(id), loses_after, survivor).judge()
+        judge(verdict, id, history, final.get(id), loses, survivor).judge()
     return verdict
 
 
@@ -111,14 +115,14 @@ class _Judge:
         id: str,
         events: list[Event],
         final: Found | None,
-        loses_after: float | None,
+        loses: tuple[float, float] | None,
         survivor: Found | None,
     ) -> None:
         self._verdict = verdict
         self._id = id
         self._events = sorted(events, key=lambda event: event.start)
         self._final = final
-        self._loses_after = loses_after
+        self._loses = loses
         self._survivor = survivor
         self._attempts = {e.token: e for e in self._events if e.verb not in (LOAD, DELETE)}
         self._acknowledged = {token for token, event in self._attempts.items() if event.ok}
@@ -136,13 +140,25 @@ class _Judge:
     def _wrong(self, what: str) -> None:
         self._verdict.wrong.append(f"{id_digest(self._id)}: {what}")
 
-    def _lost(self, what: str) -> None:
+    def _lost(self, event: Event, what: str) -> None:
+        """It is wrong, too, unless the fault was there when it was acknowledged."""
         self._verdict.lost.append(f"{id_digest(self._id)}: {what}")
+        if self._loses and not self._loses[0] - _LAG <= event.end <= self._loses[1]:
+            self._wrong(f"{what}, and lost without a reason")
 
-    def _unexplained(self, event: Event, what: str) -> None:
-        """It is wrong, unless the fault may have lost what would explain it."""
-        if self._loses_after is None or event.end < self._loses_after:
+    def _unexplained(self, what: str, event: Event, contradicted: Event | None) -> None:
+        """It is wrong, unless the fault came between, and may have lost what would explain it."""
+        both = (event, contradicted or event)
+        if self._loses is None or (
+            max(each.end for each in both) < self._loses[0]
+            or min(each.start for each in both) > self._loses[1]
+        ):
             self._wrong(f"{event.verb}: {what}")
+
+    def _last_before(self, event: Event, matches: Callable[[Event], bool]) -> Event | None:
+        """The last that had ended before this one began."""
+        past = (each for each in self._events if each.end < event.start and matches(each))
+        return max(past, key=lambda each: each.start, default=None)
 
     def _is_known(self, token: str) -> bool:
         """Whether an attempt to write explains what was found."""
@@ -199,9 +215,9 @@ class _Chain(_Judge):
         for token in self._depths:
             over[self._attempts[token].before].append(self._attempts[token])
         for before, writes in over.items():
-            if len(writes) > 1:
-                last = max(writes, key=lambda event: event.end)
-                self._unexplained(last, f"{len(writes)} writes over the same one, {before!r}")
+            in_order = sorted(writes, key=lambda event: event.start)
+            for one, other in pairwise(in_order):
+                self._unexplained(f"{len(writes)} writes over the same one, {before!r}", other, one)
 
     def _judge_answers(self) -> None:
         """Refusals, and what deletions say, have a reason."""
@@ -210,14 +226,18 @@ class _Chain(_Judge):
                 event.verb == DELETE and event.ok and not event.existed
             ):
                 if self._must_exist(event):
-                    self._unexplained(event, "not found, and nobody has deleted it")
+                    seen = self._last_before(event, lambda each: each.ok and each.verb != DELETE)
+                    self._unexplained("not found, and nobody has deleted it", event, seen)
             elif event.outcome == "SessionConflict":
                 if not self._somebody_else_wrote(event):
-                    self._unexplained(event, "a conflict, and nobody else has written")
+                    token = event.before
+                    seen = self._last_before(event, lambda each: each.ok and each.token == token)  # noqa: B023
+                    self._unexplained("a conflict, and nobody else has written", event, seen)
             elif event.outcome == "SessionExists":
                 self._wrong(f"{event.verb}: exists, and nobody else has created it")
             elif event.ok and event.start > self._deleted and not self._may_be_created_late():
-                self._unexplained(event, "deleted, and back")
+                deletion = self._last_before(event, lambda each: each.existed)
+                self._unexplained("deleted, and back", event, deletion)
 
     def _must_exist(self, event: Event) -> bool:
         created = any(each.ok and each.end < event.start for each in self._creations)
@@ -239,45 +259,50 @@ class _Chain(_Judge):
         return any(each.unknown for each in self._creations)
 
     def _judge_order(self) -> None:
-        """Nobody goes back."""
+        """Nobody goes back; where a fault may lose writes, neither before nor after it."""
         depths = self._depths
-        seen = sorted(
-            (event.end, depths[event.token])
-            for event in self._events
-            if event.ok and event.token in depths
-        )
+        seen = [event for event in self._events if event.ok and event.token in depths]
+        if self._loses is None:
+            self._judge_order_of(seen)
+        else:
+            self._judge_order_of([event for event in seen if event.end < self._loses[0]])
+            self._judge_order_of([event for event in seen if event.start > self._loses[1]])
+        for event in seen:
+            if event.count != depths[event.token] - 1:
+                self._wrong(f"{event.verb}: changed {event.count} times, not once by each write")
+
+    def _judge_order_of(self, events: list[Event]) -> None:
+        depths = self._depths
+        seen = sorted((event.end, depths[event.token]) for event in events)
         ends = [end for end, _ in seen]
         deepest = list(accumulate((reached for _, reached in seen), max))
-        for event in self._events:
-            if not event.ok or event.token not in depths:
-                continue
+        for event in events:
             before = bisect.bisect_left(ends, event.start)
             # A write, unlike a load, has to be newer than what was seen.
             reached = depths[event.token] - (event.verb != LOAD)
             if before and reached < deepest[before - 1]:
-                self._unexplained(event, "older than what had been seen before")
-            if event.count != depths[event.token] - 1:
-                self._wrong(f"{event.verb}: changed {event.count} times, not once by each write")
+                self._wrong(f"{event.verb}: older than what had been seen before")
 
     def _judge_end(self) -> None:
         if self._final is None:
             if not any(event.existed or event.unknown for event in self._deletes):
                 for token in sorted(self._acknowledged):
-                    self._lost(f"{token} is gone")
+                    self._lost(self._attempts[token], f"{token} is gone")
                 if self._survivor:
                     self._wrong("replicated, and gone")
         elif self._deleted < float("inf"):
             if not self._may_be_created_late():
-                self._lost("a deletion")
+                first = min((e for e in self._deletes if e.existed), key=lambda event: event.end)
+                self._lost(first, "a deletion")
         else:
             path = self._path(self._final.token)
             for token in sorted(self._acknowledged.difference(path)):
-                self._lost(f"{token} was overwritten, or undone")
+                self._lost(self._attempts[token], f"{token} was overwritten, or undone")
             if self._survivor and self._survivor.token not in path:
                 self._wrong("replicated, and lost")
             acknowledged = sum(event.verb == UNCHANGED and event.ok for event in self._events)
             unknown = sum(event.verb == UNCHANGED and event.unknown for event in self._events)
-            least = acknowledged if self._loses_after is None else 0
+            least = acknowledged if self._loses is None else 0
             if not least <= self._final.count <= acknowledged + unknown:
                 self._wrong(
                     f"changed {self._final.count} times in the end, by {acknowledged} "
@@ -301,12 +326,16 @@ class _Register(_Judge):
         for event in self._events:
             if event.outcome == "SessionNotFound":
                 if self._current:
-                    self._unexplained(event, "not found, and nobody has deleted it")
+                    last = self._attempts.get(self._current)
+                    self._unexplained("not found, and nobody has deleted it", event, last)
             elif event.verb == LOAD:
                 if event.ok and event.token not in possible:
-                    self._unexplained(event, "older than what was written last")
+                    last = self._attempts.get(self._current)
+                    self._unexplained("older than what was written last", event, last)
                     self._undone(event.token)
-                    possible.add(event.token)
+                if event.ok:
+                    # Of others, only what was given up can still come.
+                    possible = {event.token} | (possible & self._unknown)
             elif event.unknown:
                 possible.add(event.token)
             elif event.ok:
@@ -320,7 +349,7 @@ class _Register(_Judge):
         last = self._order.get(self._current, -1)
         for token, number in self._order.items():
             if first < number <= last and token in self._acknowledged:
-                self._lost(f"{token} was undone")
+                self._lost(self._attempts[token], f"{token} was undone")
         self._current = back_to
 
     def _judge_end(self, possible: set[str]) -> None:

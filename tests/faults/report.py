@@ -225,4 +225,5 @@ def _figure(name: str, value: float) -> str:
 
 def _where(found: Environment) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
-    return f"{found.python}, {packages}; {found.machine}, {found.cores} cores; {found.date}."
+    where = f"{found.python}, {packages}; {found.machine}, {found.cores} cores"
+    return f"{where}; revision {found.revision}, {found.date}."

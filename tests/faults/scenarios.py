@@ -16,7 +16,7 @@ from typing import Any
 from tests.callers import slot_of
 from tests.fault_proxy import Exchange, Fault, FaultProxy, Tunnel, cut, reset, truncate
 from tests.servers import Server, binaries, deaf_port, running
-from tests.topologies import Cluster, ask, cluster, eventually, role, watched
+from tests.topologies import Cluster, ask, cluster, eventually, move_keys, role, watched
 
 from .stage import Scenario, Stage, stored
 from .workload import Target
@@ -35,6 +35,7 @@ UNSERVED = "no reachable node of the cluster"
 _AMPLE = 5.0  # a timeout that has to do with nothing
 _BRIEF = 0.5  # one that runs out
 _PER_MESSAGE = 0.02  # how probable it is that a command, or a reply, is lost
+_ON_THE_MOVE = 0.05  # how long a slot is on the move
 _ALONE = 0.2  # how long a master goes on without its replica; less than Sentinels would notice
 
 
@@ -83,12 +84,14 @@ async def _kill(stage: Stage, *options: str) -> None:
 
 async def hang(stage: Stage) -> None:
     """A server hangs for longer than the timeout, and goes on."""
+    dice = random.Random(2)  # noqa: S311 - the same every time
     with _server() as server:
         async with stage.load(_at(server), _only(server), timeout=_BRIEF):
             for _ in range(stage.form.rounds):
                 stage.broken()
                 server.pause()
-                await asyncio.sleep(_BRIEF + stage.form.span)
+                # It goes on at any time of somebody's attempt, not just when all have given up.
+                await asyncio.sleep(stage.form.span + dice.uniform(1, 2) * _BRIEF)
                 server.resume()
                 stage.mended()
                 await stage.wait()
@@ -210,15 +213,18 @@ async def password(stage: Stage) -> None:
         tell(secrets[0])
         target = Target(url=server.url, user="app", password_file=str(file))
         async with stage.load(target, _only(server), timeout=_AMPLE, secrets=secrets):
-            with stage.quiet():
+            with stage.without(WRONG_PASSWORD):
                 allow(f">{secrets[1]}")
+                disconnect()  # who connects again still has the old one
+                await stage.wait(0.5)
                 tell(secrets[1])
+                disconnect()
+                await stage.wait(0.5)
                 allow(f"<{secrets[0]}")
+                stage.broken()
+                disconnect()
+                stage.mended()
                 await stage.wait()
-            stage.broken()
-            disconnect()
-            stage.mended()
-            await stage.wait()
             stage.broken()
             allow("resetpass", f">{secrets[2]}")
             disconnect()
@@ -287,25 +293,38 @@ async def cluster_migration(stage: Stage) -> None:
         target = Target(nodes=[node.port for node in nodes.nodes])
         async with stage.load(target, nodes.masters, timeout=_AMPLE):
             stage.broken()
-            moved = await asyncio.to_thread(_move_slots, nodes, 8 * stage.form.rounds)
+            asked = await asyncio.to_thread(_move_slots, nodes, stage.shared, stage.form.rounds)
             stage.mended()
-            stage.notes["slots moved"] = str(moved)
+            stage.notes["redirected by ASK"] = str(asked)
+            if not asked:
+                stage.problems.append("nobody asked for what was on the move")
             await stage.wait()
 
 
-def _move_slots(nodes: Cluster, count: int) -> int:
-    """Move slots that have sessions in them, one after the other, each to the next master."""
+def _move_slots(nodes: Cluster, ids: list[str], rounds: int) -> int:
+    """Move the slots of these sessions to the next master, one after the other, again and again.
+
+    Each is on the move for a while, in which its old owner sends on whoever comes for the session.
+
+    Returns:
+        How often the nodes did so.
+    """
     masters = nodes.masters()
-    moved = 0
-    for number in range(count):
-        source = masters[number % len(masters)]
-        with source.client() as client:
-            key = client.randomkey()
-        if key is not None:
-            slot = slot_of(bytes(key).removeprefix(b"session:").decode())
-            nodes.move(slot, masters[(number + 1) % len(masters)])
-            moved += 1
-    return moved
+    for _ in range(rounds):
+        for id in ids:
+            slot = slot_of(id)
+            source = nodes.owner(slot)
+            target = masters[(masters.index(source) + 1) % len(masters)]
+            with nodes.moving(slot, target):
+                move_keys([f"session:{id}"], source, target)
+                time.sleep(_ON_THE_MOVE)
+    return sum(map(_asks, masters))
+
+
+def _asks(node: Server) -> int:
+    with node.client() as client:
+        errors: Any = client.info("errorstats")
+    return int(errors.get("errorstat_ASK", {}).get("count", 0))
 
 
 async def cluster_node_death(stage: Stage) -> None:

@@ -27,7 +27,7 @@ from . import journal
 from .checker import Verdict, check
 from .journal import Event, Found
 from .witness import Pulse, Witness
-from .workload import Settings, Target, opened, prepare
+from .workload import Settings, Target, opened, prepare, shared_ids
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 60.0
@@ -132,16 +132,20 @@ class Stage:
         form: How long and how hard.
         replicated: What had been replicated when the master was gone: that must not be lost.
         notes: Figures to put into the result.
+        shared: The ids of the sessions that all callers change, once the load is on.
+        problems: What the scenario itself found not to be as it should.
     """
 
     def __init__(self, form: Form) -> None:
         self.form = form
         self.replicated: dict[str, Found] = {}
         self.notes: dict[str, str] = {}
+        self.shared: list[str] = []
+        self.problems: list[str] = []
         self._timeout = 0.0
         self._broken: list[float] = []
         self._mended: list[float] = []
-        self._quiet: list[tuple[float, float]] = []
+        self._without: list[tuple[float, float, str]] = []
         self._began = self._ended = 0.0
         self._events: list[Event] = []
         self._final: dict[str, Found] = {}
@@ -159,11 +163,11 @@ class Stage:
         self._mended.append(time.monotonic() if at is None else at)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """While the block runs, nobody may notice anything."""
+    def without(self, cause: str) -> Iterator[None]:
+        """While the block runs, nobody may be told this, which begins a message."""
         begin = time.monotonic()
         yield
-        self._quiet.append((begin, time.monotonic()))
+        self._without.append((begin, time.monotonic(), cause))
 
     @asynccontextmanager
     async def load(
@@ -186,17 +190,19 @@ class Stage:
         """
         self._timeout = timeout
         seed = new_session_id()
+        self.shared = shared_ids(seed)
         await self._prepare(target, seed)
         with tempfile.TemporaryDirectory(prefix="aiosessions-") as name, ExitStack() as stack:
             directory = Path(name)
             workers: list[subprocess.Popen[str]] = []
+            epoch = time.monotonic()
             for number in range(self.form.workers):
                 settings = Settings(
                     target=target,
                     seed=seed,
                     worker=number,
                     workers=self.form.workers,
-                    epoch=time.monotonic(),
+                    epoch=epoch,
                     callers=self.form.callers,
                     timeout=timeout,
                     journal=str(_journal(directory, number)),
@@ -232,7 +238,7 @@ class Stage:
         verdict = check(
             self._events,
             self._final,
-            loses_after=self._broken[0] if scenario.loses else None,
+            loses=(self._broken[0], self._mended[0]) if scenario.loses else None,
             replicated=self.replicated,
         )
         return Result(
@@ -279,7 +285,8 @@ class Stage:
 
     def _problems(self, scenario: Scenario, verdict: Verdict) -> list[str]:
         problems = [
-            f"wrong, {times} times: {what}" for what, times in Counter(verdict.wrong).most_common(5)
+            *self.problems,
+            *(f"wrong, {n} times: {what}" for what, n in Counter(verdict.wrong).most_common(5)),
         ]
         if verdict.lost and not scenario.loses:
             problems.append(f"{len(verdict.lost)} acknowledged writes lost: {verdict.lost[:3]}")
@@ -292,10 +299,11 @@ class Stage:
         ]
         if not any(message.startswith(scenario.certain) for message in (*verdict.errors, "")):
             problems.append(f"nobody was told: {scenario.certain}")
-        for begin, end in self._quiet:
-            noticed = sum(e.unknown and begin < e.end and e.start < end for e in self._events)
-            if noticed:
-                problems.append(f"{noticed} errors while there was no reason for any")
+        for begin, end, cause in self._without:
+            during = [e for e in self._events if begin < e.end and e.start < end]
+            told = sum(e.unknown and e.message.startswith(cause) for e in during)
+            if told:
+                problems.append(f"told, {told} times, without a reason: {cause}")
         for begin, end in self._windows():
             took = self._recovered(begin, end) - begin
             if took > scenario.recovers_within:

@@ -46,6 +46,7 @@ class Cluster:
         self._masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._discovery: asyncio.Task[None] | None = None
         self._discovered_at = float("-inf")
+        self._problem: Exception | None = None  # why the last discovery has found nothing
         self._closed = False
 
     async def call(
@@ -63,14 +64,16 @@ class Cluster:
         if self._masters[slot] is None:
             await self._discover(deadline)
         address = self._masters[slot]
-        reply: Any = StorageUnavailable("no reachable node of the cluster serves this key")
+        reply: Any = self._problem or StorageUnavailable(
+            "no reachable node of the cluster serves this key"
+        )
         unsure = False
         asking = False
         for _ in range(_MAX_REDIRECTS):
-            if address is None:
-                break
             if self._closed:
                 return StorageClosed("the storage was closed"), unsure
+            if address is None:
+                break
             command = self._link(address).send(
                 _ASKING + payload if asking else payload,
                 accepts,
@@ -114,11 +117,12 @@ class Cluster:
     ) -> list[Any]:
         """See `Server.call_each`."""
         await self._discover(deadline)
-        masters = {address for address in self._masters if address}
-        if not masters:
-            return [StorageUnavailable("no node of the cluster can be reached")]
         if self._closed:
             return [StorageClosed("the storage was closed")]
+        masters = {address for address in self._masters if address}
+        if not masters:
+            unreachable = StorageUnavailable("no node of the cluster can be reached")
+            return [self._problem or unreachable]
         commands = [
             self._link(master).send(payload, accepts, deadline, repeatable=True)
             for master in masters
@@ -128,10 +132,13 @@ class Cluster:
     async def aclose(self) -> None:
         """See `Server.aclose`."""
         self._closed = True
+        links, self._links = self._links, {}
+        # All that has to be done is done before the first await, which may be cancelled.
+        for link in links.values():
+            link.close()
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.wait([self._discovery])
-        links, self._links = self._links, {}
         await asyncio.gather(*(link.aclose() for link in links.values()))
 
     def _link(self, address: Address) -> Link:
@@ -162,16 +169,22 @@ class Cluster:
         known = list({*self._links, *(node for node in self._masters if node)})
         random.shuffle(known)  # so that replicas of a service do not all ask the same node
         startup = [(str(node.host), int(node.port)) for node in self._client.startup_nodes]
+        problem: Exception | None = None
         for address in dict.fromkeys((*known, *startup)):
             deadline = loop.time() + self._timeout
             command = self._link(address).send(_CLUSTER_SLOTS, _ARRAY, deadline, repeatable=True)
             # A quarter of the time, so that a node that hangs leaves some to ask on.
             await asyncio.wait([command.future], timeout=self._timeout / 4)
             reply = command.future.result() if command.future.done() else None
+            if isinstance(reply, Exception):
+                problem = reply
+                continue
             with contextlib.suppress(TypeError, ValueError, AttributeError):  # no map, or garbage
                 self._masters = self._read_map(reply, address)
                 self._discovered_at = loop.time()
+                problem = None
                 break
+        self._problem = problem
         await self._retire()
 
     def _read_map(self, rows: Any, asked: Address) -> list[Address | None]:
@@ -185,6 +198,9 @@ class Cluster:
             raise ValueError(message)
         masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, (host, port, *_), *_ in rows:
+            if not 0 <= first <= last < len(masters) or type(port) is not int:
+                message = "there are no such slots, or no such port"
+                raise ValueError(message)
             address = self._address(host.decode() if host else "", port, asked)
             masters[first : last + 1] = [address] * (last + 1 - first)
         return masters

@@ -9,6 +9,7 @@ Invariants:
   redacted.
 """
 
+import os
 import re
 
 from redis.exceptions import (
@@ -91,14 +92,29 @@ def _cause(error: Exception, code: str, text: str) -> str:
     return f"the connection to the server failed ({type(error).__name__})"
 
 
+# How the texts of the driver's own begin: what it did, where, and what the system says.
+_THE_DRIVERS = re.compile(
+    r"Error (-?\d+ )?(connecting to|while (reading from|writing to)) "
+    r"|Error UNKNOWN while writing to socket|Connection (closed by server|lost|not ready)"
+)
+
+
 def _is_the_drivers(error: Exception) -> bool:
-    """Whether the text is the driver's own: what it did, where, and what the system says."""
-    return type(error) is RedisConnectionError and str(error).startswith(("Error ", "Connection "))
+    """Whether the text is the driver's own."""
+    return type(error) is RedisConnectionError and bool(_THE_DRIVERS.match(str(error)))
 
 
 def _redacted(error: Exception, code: str) -> Exception:
-    """What to chain to: `error`, or one in its place if it may quote what was sent."""
-    if _is_the_drivers(error) or isinstance(error, OSError | AttributeError | RuntimeError):
+    """What to chain to: `error`, or one in its place.
+
+    Any other text, and what is chained to that in turn, may quote what was sent, or be an
+    application's own credential provider's, which may tell what it knows.
+    """
+    if _is_the_drivers(error):
         return error
-    cause = RedisError(f"{type(error).__name__} {code}".rstrip())
+    cause: Exception
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        cause = OSError(error.errno, os.strerror(error.errno)) if error.errno else type(error)()
+    else:
+        cause = RedisError(f"{type(error).__name__} {code}".rstrip())
     return cause.with_traceback(error.__traceback__)

@@ -43,8 +43,14 @@ class Home:
         return loop
 
     def is_here(self) -> bool:
-        """Whether connections, if there are any, may be touched."""
-        return self._process == _process and self._loop is asyncio.get_running_loop()
+        """Whether connections, if there are any, may be touched; in a forked process never.
+
+        Raises:
+            StorageUnavailable: They belong to another event loop, which is still there.
+        """
+        if self._process != _process or self._loop is None or self._loop.is_closed():
+            return False
+        return self.check() is self._loop
 
 
 # Counted up in every forked child: asking the system for the pid at every call would cost more.

@@ -15,8 +15,9 @@ Rules:
   the front of the queue, and is from then on `unsure`. Otherwise, and the second time, it fails.
 - Unless the connection went because it was stuck: then what was under way fails. The server may
   still apply the first copy at any time, and a second one must not be acknowledged before that.
-- A command that the server refused as a read-only replica does, which ends the connection too, is
-  sent once more whatever it is, and not `unsure`: it has not been applied.
+- A command that the server refused in a way that ends the connection, too, because it is a
+  read-only replica, is loading its data or asks for a password, is sent once more whatever it is,
+  and not `unsure`: it has not been applied.
 - Every command has a deadline, at which it fails. When the oldest one under way is `overdue`, it is
   not waiting its turn: the connection is stuck. That may be later, for one that came here late.
 - What is under way is bounded, in commands and in bytes of commands and of expected replies.
@@ -29,12 +30,21 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 MAX_COMMANDS: Final = 1024
 MAX_BYTES: Final = 4 * 1024 * 1024
 # Enough to amortise a system call, small enough that a large record is soon followed by others.
 BATCH_BYTES: Final = 128 * 1024
+
+REFUSALS: Final = (ReadOnlyError, BusyLoadingError, AuthenticationError)
+"""Error replies that end the connection."""
 
 _TRIES: Final = 2
 
@@ -116,6 +126,11 @@ class Lane:
         return len(self._queue) + len(self._under_way)
 
     @property
+    def under_way(self) -> int:
+        """How many commands have been written whose replies are due."""
+        return len(self._under_way)
+
+    @property
     def queued(self) -> bool:
         """Whether a command waits to be written."""
         return bool(self._queue)
@@ -185,7 +200,7 @@ class Lane:
             if command.future.done():
                 continue
             # It is the first whose reply was the refusal, if it was one.
-            refused = isinstance(error, ReadOnlyError) and command is self._under_way[0]
+            refused = isinstance(error, REFUSALS) and command is self._under_way[0]
             command.unsure = command.unsure or not refused
             if command.tries < _TRIES and not stuck and (command.repeatable or refused):
                 again.append(command)

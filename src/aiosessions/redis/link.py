@@ -101,8 +101,8 @@ class Link:
         """Whether nobody waits for anything here."""
         return not len(self._lane)
 
-    async def aclose(self) -> None:
-        """Close the connection. Whoever still waits for a reply gets `StorageClosed`."""
+    def close(self) -> None:
+        """Have the connection closed. Whoever still waits for a reply gets `StorageClosed`."""
         self._closed = True
         self._lane.fail(StorageClosed("the storage was closed"))
         if self._timer is not None:
@@ -110,6 +110,11 @@ class Link:
             self._timer = None
         if self._keeper is not None:
             self._keeper.cancel()
+
+    async def aclose(self) -> None:
+        """Close the connection, and wait until it is. It will be, even if that is cancelled."""
+        self.close()
+        if self._keeper is not None:
             await asyncio.wait([self._keeper])
 
     async def _keep(self) -> None:
@@ -195,7 +200,7 @@ class Link:
                     raise
                 except ResponseError as error:
                     reply = error.with_traceback(None)
-                handed_out, share = 0, max(_SHARE, len(lane) // 2)
+                handed_out, share = 0, max(_SHARE, lane.under_way // 2)
                 while reply is not NOT_ENOUGH_DATA:
                     if isinstance(reply, ReadOnlyError | RedisConnectionError):
                         self._give_up(reply)

@@ -210,10 +210,14 @@ class RedisStorage(Storage[D], Generic[D]):
         """See `Storage.aclose`. Closes the client if `from_url` made it; a borrowed one is not.
 
         Whoever is waiting for a reply gets `StorageClosed`.
+
+        Raises:
+            StorageUnavailable: The storage is in use by another event loop.
         """
         if not self._closed:
+            is_here = self._home.is_here()
             self._closed = True
-            if self._home.is_here():
+            if is_here:
                 await self._server.aclose()
                 if self._owns_client:
                     await self._client.aclose()
