@@ -2,8 +2,8 @@
 
 Each does two things: `load` returns a session's data, decoded, and sees to it that the TTL is
 renewed, by whatever means the library has; `cycle` is a request: load, change one field, save.
-Everything that uses `redis.asyncio` gets a blocking pool of 64 connections. Libraries are imported
-when they are opened, so that one that is missing spares the others.
+Everything that uses `redis.asyncio` gets a plain pool with a connection for every caller. Libraries
+are imported when they are opened, so that one that is missing spares the others.
 
 What each lacks was read in the sources of the versions that the results name.
 """
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
 from aiosessions import Session, When
 
-from .alternatives import POOL, storage_of
-from .measure import Operation
+from .alternatives import storage_of
+from .measure import CALLERS, Operation
 from .workload import PREFIX, TTL, TTL_MS, key, opened, sealed
 
 Sessions = Sequence[Session[Any]]
@@ -58,8 +58,7 @@ class Peer:
 
 @asynccontextmanager
 async def _pool(url: str, **options: Any) -> AsyncIterator["Redis"]:
-    pool = BlockingConnectionPool.from_url(url, max_connections=POOL, **options)
-    client = Redis.from_pool(pool)
+    client = Redis.from_url(url, max_connections=max(CALLERS), **options)
     try:
         yield client
     finally:
@@ -341,7 +340,7 @@ PEERS = (
         "is an absent entry; whole seconds",
         _py_key_value,
     ),
-    Peer("redis", "redis.asyncio, pool of 64", "redis", _DRIVER, _redis_asyncio),
+    Peer("redis", "redis.asyncio", "redis", _DRIVER, _redis_asyncio),
     Peer("coredis", "coredis", "coredis", _DRIVER, _coredis),
     Peer("glide", "valkey-glide", "valkey-glide", _DRIVER, _glide),
 )

@@ -4,6 +4,7 @@ On a user's own server nothing is configured, reset or flushed. What is stored t
 `workload.PREFIX`, or with a library's own prefix, and expires within the hour.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,8 +68,13 @@ def targets(settings: Settings, *, every: bool = False) -> Iterator[list[Target]
         every: If not, every embedded server there is, Valkey and Redis, rather than Valkey alone.
     """
     if settings.url is not None:
-        with redis.Redis.from_url(settings.url) as client:
-            yield [Target(f"{_name(client)}, the user's own", settings.url, embedded=False)]
+        url = re.sub(r"^valkey(s?)://", r"redi\1s://", settings.url)
+        try:
+            with redis.Redis.from_url(url) as client:
+                name = _name(client)
+        except (redis.RedisError, ValueError) as error:
+            raise SystemExit(f"--url: {error}") from None
+        yield [Target(f"{name}, the user's own", url, embedded=False)]
         return
     names = [settings.server] if settings.server else list(binaries()) if every else ["valkey"]
     with ExitStack() as stack:

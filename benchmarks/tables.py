@@ -97,8 +97,9 @@ def claims(some: Iterable[Claim], title: str = "Claims") -> Table:
         title,
         ("claim", "target", "measured", "verdict"),
         [(each.claim, each.target, each.measured, each.verdict) for each in some],
-        "Measured: the median of the rounds, and between what it lies with a confidence of 95 %. "
-        "Confirmed: all rounds in between meet the target. Not confirmed: none does.",
+        "Measured: the median of the rounds, and between what it lies: with a confidence of 95 % "
+        "where there are 6 rounds or more, else from the lowest to the highest. Confirmed: all "
+        "rounds in between meet the target. Not confirmed: none does.",
     )
 
 

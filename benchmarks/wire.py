@@ -34,7 +34,10 @@ async def count(
     relay.delay(0)
     for number in (counts.turns, counts.replies, *counts.commands.values(), *executed.values()):
         if number % _TIMES:
-            message = f"the cost varies from one time to the next: {counts}, {executed}"
+            message = (
+                "the cost varies from one time to the next, or others use the server meanwhile: "
+                f"{counts}, {executed}"
+            )
             raise RuntimeError(message)
     return {
         "round_trips": counts.turns // _TIMES,

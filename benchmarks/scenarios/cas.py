@@ -140,9 +140,9 @@ async def _hot(bench: Bench, target: Target, increments: int) -> tuple[list[Row]
     }
     claim = judge(
         f"{_WRITERS} writers on one session: every increment is counted ({target.label})",
-        f"all of {_WRITERS * increments}",
+        f"1 of all, which are {_WRITERS * increments}",
         [min(counted)],
         lambda share: share == 1.0,
-        " of them",
+        " of all",
     )
     return [row], [claim]

@@ -1,8 +1,9 @@
 """The shared connection, decoding included, against drivers that return raw bytes.
 
 In one run, on the same server and records, on asyncio's own event loop and on uvloop: a load beside
-`redis.asyncio` with a blocking pool of 64, beside valkey-glide, and on a cluster beside
-`RedisCluster`. Nothing but our own loads decodes.
+`redis.asyncio` with a blocking pool of 64 and with a plain pool that has a connection for every
+caller, which is faster; beside valkey-glide; and on a cluster beside `RedisCluster`. Nothing but
+our own loads decodes.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any
 
 import redis
 import uvloop
-from redis.asyncio import RedisCluster
+from redis.asyncio import Redis, RedisCluster
 
 from aiosessions import RedisStorage, Session
 
@@ -30,6 +31,8 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
+_BLOCKING = "redis.asyncio, blocking pool of 64"
+_PLAIN = "redis.asyncio, plain pool of 256"
 _OVER_RAW = {1: 1.2, 32: 4.5, 256: 7.0}
 _OVER_GLIDE = 2.4
 _OVER_CLUSTER = 3.0
@@ -95,12 +98,23 @@ async def _round(bench: Bench, servers: _Servers, loop: str, number: int) -> tup
     target, cluster_url, stored = servers.target, servers.cluster_url, servers.stored
     ids = [session.id for session in stored]
     labels = {"loop": loop, "server": "one server"}
-    async with connected(target.url, stored) as clients, _glide(bench, target) as glide:
+    async with (
+        connected(target.url, stored) as clients,
+        Redis.from_url(target.url, max_connections=max(CALLERS)) as plain,
+        _glide(bench, target) as glide,
+    ):
 
-        async def raw(id: str) -> object:
+        async def blocking_load(id: str) -> object:
             return await clients.pool.getex(key(id), px=TTL_MS)
 
-        ways: dict[str, Operation] = {"aiosessions": clients.storage.load, "redis.asyncio": raw}
+        async def plain_load(id: str) -> object:
+            return await plain.getex(key(id), px=TTL_MS)
+
+        ways: dict[str, Operation] = {
+            "aiosessions": clients.storage.load,
+            _BLOCKING: blocking_load,
+            _PLAIN: plain_load,
+        }
         if glide is not None:
             ways["valkey-glide"] = glide
         measured = await bench.interleaved(
@@ -192,7 +206,11 @@ def _judged(loop: str, measured: Measured) -> list[Claim]:
     one = {"server": "one server", "way": "aiosessions"}
     many = {"server": "cluster", "way": "aiosessions"}
     present = {cell.labels["way"] for cell, _ in measured}
-    targets_by_way = [("redis.asyncio", one, callers, over) for callers, over in _OVER_RAW.items()]
+    targets_by_way = [
+        (way, one, callers, over)
+        for way in (_BLOCKING, _PLAIN)
+        for callers, over in _OVER_RAW.items()
+    ]
     targets_by_way.append(("valkey-glide", one, 256, _OVER_GLIDE))
     targets_by_way.append(("RedisCluster", many, 256, _OVER_CLUSTER))
     claims = [
