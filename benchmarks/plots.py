@@ -386,7 +386,7 @@ def _shared_throughput(result: Result) -> Figure:
                 marker=_MARKERS[place],
             )
         _callers_axis(axes)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend
         _thousands(axes)
         axes.set_title(f"{'a three-node cluster' if server == 'cluster' else server}, {loop}")
         axes.set_xlabel("callers (logarithmic)")
