@@ -270,15 +270,20 @@ async def _fail_over(stage: Stage, *precaution: str) -> None:
             ask(master, "CLIENT", "KILL", "TYPE", "replica")
             await asyncio.sleep(_ALONE)
             master.kill()
-            died = time.monotonic()
             replica.resume()
-            await asyncio.to_thread(eventually, lambda: _lost_its_master(replica))
-            stage.replicated = await asyncio.to_thread(stored, [replica])
-            await asyncio.to_thread(eventually, lambda: role(replica) == "master")
-            promoted = time.monotonic()
-            stage.mended(promoted)
-            stage.notes["promoted after"] = f"{promoted - died:.2f} s"
+            await _promoted(stage, replica)
             await stage.wait(2)
+
+
+async def _promoted(stage: Stage, replica: Server) -> None:
+    """Wait until a replica, whose master has just died, has taken its place."""
+    died = time.monotonic()
+    await asyncio.to_thread(eventually, lambda: _lost_its_master(replica))
+    stage.replicated = await asyncio.to_thread(stored, [replica])
+    await asyncio.to_thread(eventually, lambda: role(replica) == "master")
+    promoted = time.monotonic()
+    stage.mended(promoted)
+    stage.notes["promoted after"] = f"{promoted - died:.2f} s"
 
 
 def _lost_its_master(replica: Server) -> bool:
@@ -336,13 +341,7 @@ async def cluster_node_death(stage: Stage) -> None:
         async with stage.load(target, nodes.masters, timeout=_AMPLE):
             stage.broken()
             master.kill()
-            died = time.monotonic()
-            await asyncio.to_thread(eventually, lambda: _lost_its_master(replica))
-            stage.replicated = await asyncio.to_thread(stored, [replica])
-            await asyncio.to_thread(eventually, lambda: role(replica) == "master")
-            promoted = time.monotonic()
-            stage.mended(promoted)
-            stage.notes["promoted after"] = f"{promoted - died:.2f} s"
+            await _promoted(stage, replica)
             await stage.wait(2)
 
 

@@ -94,8 +94,8 @@ def _cause(error: Exception, code: str, text: str) -> str:
 
 # How the texts of the driver's own begin: what it did, where, and what the system says.
 _THE_DRIVERS = re.compile(
-    r"Error (-?\d+ )?(connecting to|while (reading from|writing to)) "
-    r"|Error UNKNOWN while writing to socket|Connection (closed by server|lost|not ready)"
+    r"Error ((-?\d+|UNKNOWN) )?(connecting to|while (reading from|writing to)) "
+    r"|Connection (closed by server|lost|not ready)"
 )
 
 

@@ -43,9 +43,8 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 # Enough to amortise a system call, small enough that a large record is soon followed by others.
 BATCH_BYTES: Final = 128 * 1024
 
-REFUSALS: Final = (ReadOnlyError, BusyLoadingError, AuthenticationError)
-"""Error replies that end the connection."""
-
+# Error replies that end the connection.
+_FINAL_REPLIES: Final = (ReadOnlyError, BusyLoadingError, AuthenticationError)
 _TRIES: Final = 2
 
 
@@ -200,7 +199,7 @@ class Lane:
             if command.future.done():
                 continue
             # It is the first whose reply was the refusal, if it was one.
-            refused = isinstance(error, REFUSALS) and command is self._under_way[0]
+            refused = isinstance(error, _FINAL_REPLIES) and command is self._under_way[0]
             command.unsure = command.unsure or not refused
             if command.tries < _TRIES and not stuck and (command.repeatable or refused):
                 again.append(command)
