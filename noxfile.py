@@ -8,6 +8,7 @@ Invariants:
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def types(session: nox.Session) -> None:
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     session.run("pyright", env=quiet)
     session.run("pyright", "--verifytypes", "aiosessions", "--ignoreexternal", env=quiet)
+    # The typed example of the README, as a user would check it.
+    example = Path(session.create_tmp(), "readme_example.py")
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL)
+    (source,) = [block for block in blocks if "def main" in block]
+    example.write_text(source, "utf-8")
+    session.run("mypy", "--strict", "--config-file=", str(example))
+    (example.parent / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}', "utf-8")
+    session.run("pyright", "--project", str(example.parent), env=quiet)
 
 
 @nox.session(reuse_venv=False)

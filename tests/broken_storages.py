@@ -1,6 +1,6 @@
-"""Storages that are broken on purpose: each gets one step of `HonestStorage` wrong.
+"""Broken storages: each overrides one step of `ReferenceStorage` with a mistake.
 
-test_broken_storages.py says what the contract has to find in each of them.
+test_broken_storages.py lists the tests of the contract that find the mistake.
 """
 
 import asyncio
@@ -19,45 +19,70 @@ from anyio.lowlevel import checkpoint
 from aiosessions import (
     CorruptSession,
     InvalidSession,
+    InvalidSessionId,
     JsonCodec,
     Session,
+    SessionError,
     SessionExists,
     SessionNotFound,
     StorageUnavailable,
     When,
 )
 from aiosessions.record import HEADER_BYTES, NO_DEADLINE, revision_of, seal, unseal
-from tests.honest_storage import Entry, HonestStorage
+from tests.reference_storage import Backend, Entry, ReferenceStorage
 
 
-class LoadDoesNotRenew(HonestStorage):
-    """Sliding expiry that does not slide."""
+class LoadDoesNotRenew(ReferenceStorage):
+    """A load leaves the TTL alone."""
 
     def renew(self, entry: Entry) -> None:
-        """Forgotten."""
+        """Do nothing."""
 
 
-class LoadRenewsPastTheDeadline(HonestStorage):
-    """As with a backend that knows one expiry only, and no deadline in the record."""
+class LoadRenewsTheDeadline(ReferenceStorage):
+    """A load puts the deadline off, as with a backend that has one expiry for each key."""
 
     def renew(self, entry: Entry) -> None:
         super().renew(entry)
         if entry.deadline != NO_DEADLINE:
-            entry.deadline = max(entry.deadline, round(self.clock.time() * 1000) + self.ttl)
+            entry.deadline = max(entry.deadline, self.time() + self.ttl)
 
 
-class StoreKeepsTheAge(HonestStorage):
-    """As with a SET that keeps the TTL."""
+class LoadRenewsUnreadableRecords(ReferenceStorage):
+    """A load renews before it decodes, as with GETEX."""
 
-    def write(self, id: str, entry: Entry) -> None:
+    def unseal(self, entry: Entry, id: str) -> Session[Any]:
+        self.renew(entry)
+        return super().unseal(entry, id)
+
+
+class StoreKeepsTheAge(ReferenceStorage):
+    """A store does not start a TTL, as with SET KEEPTTL."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
         old = self.find(id)
         if old:
             entry.used_at = old.used_at
-        super().write(id, entry)
+        super().write(id, entry, when)
 
 
-class RefusedWritesRenew(HonestStorage):
-    """Checks a condition with the very GETEX that loads."""
+class StorePastTheDeadlineDoesNothing(ReferenceStorage):
+    """A store past its deadline leaves the earlier session in place."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        if not self.is_past(entry):
+            super().write(id, entry, when)
+
+
+class StorePastTheDeadlineKeepsARecord(ReferenceStorage):
+    """A store past its deadline writes a record that only a sweep removes."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:  # noqa: ARG002 - the same for each
+        self.table()[self.key(id)] = entry
+
+
+class RefusedWritesRenew(ReferenceStorage):
+    """A write judges its condition by a load."""
 
     def check(self, session: Session[Any], when: When) -> None:
         entry = self.find(session.id)
@@ -66,22 +91,67 @@ class RefusedWritesRenew(HonestStorage):
         super().check(session, when)
 
 
-class CountsInSeconds(HonestStorage):
-    """Loses what is below a second."""
+class AbsentForgetsTheTtl(ReferenceStorage):
+    """`ABSENT` writes without a TTL, as with SET NX without PX; a load sets one."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        if when is When.ABSENT:
+            entry.used_at += 1_000_000_000
+        super().write(id, entry, when)
+
+
+class AbsentForgetsTheDeadline(ReferenceStorage):
+    """`ABSENT` starts a TTL and ignores `expires_at`."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        if when is When.ABSENT and not self.is_past(entry):
+            entry.deadline = NO_DEADLINE
+        super().write(id, entry, when)
+
+
+class AbsentIsNeverRenewed(ReferenceStorage):
+    """A session that `ABSENT` created has a fixed lifetime until it is overwritten."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.created: set[str] = set()
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        super().write(id, entry, when)
+        if when is When.ABSENT:
+            self.created.add(entry.revision)
+
+    def renew(self, entry: Entry) -> None:
+        if entry.revision not in self.created:
+            super().renew(entry)
+
+
+class AbsentInheritsTheAge(ReferenceStorage):
+    """`ABSENT` reuses the row of an expired session and keeps the age in it."""
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        old = self.table().get(id)
+        if when is When.ABSENT and old and not self.is_idle(old):
+            entry.used_at = old.used_at
+        super().write(id, entry, when)
+
+
+class CountsInSeconds(ReferenceStorage):
+    """Time has a resolution of one second."""
 
     def now(self) -> int:
         return super().now() // 1000 * 1000
 
 
-class EndsTooLate(HonestStorage):
-    """Off by one millisecond: still there at exactly its TTL."""
+class ExpiresTooLate(ReferenceStorage):
+    """A session is still live at exactly its TTL, one millisecond too long."""
 
     def is_idle(self, entry: Entry) -> bool:
         return entry.used_at + self.ttl < self.now()
 
 
-class GuessesTimeZones(HonestStorage):
-    """Takes a naive moment for one in UTC."""
+class GuessesTimeZones(ReferenceStorage):
+    """A sweep accepts a naive moment."""
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         with suppress(InvalidSession):
@@ -89,8 +159,8 @@ class GuessesTimeZones(HonestStorage):
         return 0
 
 
-class HandsOutOneObject(HonestStorage):
-    """Caches decoded sessions, and hands them out."""
+class SharesLoadedObjects(ReferenceStorage):
+    """Every load of a record returns the same object, as with a cache of decoded sessions."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -100,8 +170,8 @@ class HandsOutOneObject(HonestStorage):
         return self.decoded.setdefault(entry.revision, super().unseal(entry, id))
 
 
-class KeepsTheCallersObject(HonestStorage):
-    """Stores a reference; the bytes are made when it is loaded."""
+class KeepsTheCallersObject(ReferenceStorage):
+    """A store keeps a reference, and a load encodes it."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -119,22 +189,29 @@ class KeepsTheCallersObject(HonestStorage):
         return super().unseal(entry, id)
 
 
-class PresentResurrects(HonestStorage):
-    """An update that inserts."""
+class PresentCreates(ReferenceStorage):
+    """`PRESENT` writes without a session there."""
 
     def check(self, session: Session[Any], when: When) -> None:
         super().check(session, When.ALWAYS if when is When.PRESENT else when)
 
 
-class AbsentOverwrites(HonestStorage):
-    """An insert that updates."""
+class PresentComparesRevisions(ReferenceStorage):
+    """`PRESENT` works as `UNCHANGED`."""
+
+    def check(self, session: Session[Any], when: When) -> None:
+        super().check(session, When.UNCHANGED if when is When.PRESENT else when)
+
+
+class AbsentOverwrites(ReferenceStorage):
+    """`ABSENT` writes over a session."""
 
     def check(self, session: Session[Any], when: When) -> None:
         super().check(session, When.ALWAYS if when is When.ABSENT else when)
 
 
-class AbsentCollidesWithTheDead(HonestStorage):
-    """An insert that trips over a row nobody can load."""
+class AbsentSeesExpiredSessions(ReferenceStorage):
+    """`ABSENT` finds the row of an expired session."""
 
     def check(self, session: Session[Any], when: When) -> None:
         if when is When.ABSENT and session.id in self.table():
@@ -142,15 +219,15 @@ class AbsentCollidesWithTheDead(HonestStorage):
         super().check(session, when)
 
 
-class UnchangedIgnoresTheRevision(HonestStorage):
-    """The last writer wins, in silence."""
+class UnchangedIgnoresTheRevision(ReferenceStorage):
+    """`UNCHANGED` works as `PRESENT`: the last writer wins."""
 
     def check(self, session: Session[Any], when: When) -> None:
         super().check(session, When.PRESENT if when is When.UNCHANGED else when)
 
 
-class ChecksThenWrites(HonestStorage):
-    """Lets others run between the check and the write."""
+class YieldsBeforeTheWrite(ReferenceStorage):
+    """Other tasks run between the check of a condition and the write."""
 
     async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
         self.check_open()
@@ -160,7 +237,7 @@ class ChecksThenWrites(HonestStorage):
         await super().store(session)
 
 
-class RevisionIsAHash(HonestStorage):
+class RevisionIsAHash(ReferenceStorage):
     """Equal content has equal revisions."""
 
     def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
@@ -169,23 +246,23 @@ class RevisionIsAHash(HonestStorage):
         return revision, deadline, record[:1] + revision.encode() + record[17:]
 
 
-class RevisionStaysInTheStorage(HonestStorage):
-    """Not stamped on the caller's object."""
+class RevisionIsNotStamped(ReferenceStorage):
+    """The caller's object keeps its revision."""
 
     async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
         await super().store(msgspec.structs.replace(session), when=when)
 
 
-class StampsTheDate(HonestStorage):
-    """Changes more than the revision of the caller's object."""
+class StampsTheDate(ReferenceStorage):
+    """A store changes another field of the caller's object."""
 
     async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
         await super().store(session, when=when)
         session.updated_at = datetime.fromtimestamp(self.clock.time(), tz=session.updated_at.tzinfo)
 
 
-class StampsBeforeItChecks(HonestStorage):
-    """The caller's object is changed, and then there is an error."""
+class StampsBeforeTheCheck(ReferenceStorage):
+    """A refused write has changed the caller's object."""
 
     def check(self, session: Session[Any], when: When) -> None:
         expected = msgspec.structs.replace(session)
@@ -193,16 +270,16 @@ class StampsBeforeItChecks(HonestStorage):
         super().check(expected, when)
 
 
-class DeleteIsAlwaysTrue(HonestStorage):
-    """Does not say whether there was one."""
+class DeleteIsAlwaysTrue(ReferenceStorage):
+    """`delete` does not tell whether there was a session."""
 
     async def delete(self, id: str) -> bool:
         await super().delete(id)
         return True
 
 
-class DeleteLooksFirst(HonestStorage):
-    """Lets others run between looking and deleting."""
+class DeleteYields(ReferenceStorage):
+    """Other tasks run between the look-up and the removal."""
 
     async def delete(self, id: str) -> bool:
         self.check_open()
@@ -212,17 +289,35 @@ class DeleteLooksFirst(HonestStorage):
         return existed
 
 
-class TrustsWhatItFinds(HonestStorage):
-    """Returns another session's record."""
+class DeleteFindsExpiredSessions(ReferenceStorage):
+    """`delete` counts the row of an expired session."""
 
-    def unseal(self, entry: Entry, id: str) -> Session[Any]:  # noqa: ARG002 - that is the fault
+    async def delete(self, id: str) -> bool:
+        self.check_open()
+        self.check_id(id)
+        return self.table().pop(id, None) is not None
+
+
+class DeletesEverything(ReferenceStorage):
+    """`delete` removes every session, as with a statement without its WHERE."""
+
+    async def delete(self, id: str) -> bool:
+        existed = await super().delete(id)
+        self.table().clear()
+        return existed
+
+
+class ReturnsAnotherSession(ReferenceStorage):
+    """A load does not compare the id in the record."""
+
+    def unseal(self, entry: Entry, id: str) -> Session[Any]:  # noqa: ARG002 - that is the mistake
         session = self.codec.decode(entry.record[HEADER_BYTES:])
         session.revision = revision_of(entry.record)
         return session
 
 
-class ForgivesCorruption(HonestStorage):
-    """An unreadable session is an empty one."""
+class UnreadableIsEmpty(ReferenceStorage):
+    """A load of an unreadable record returns an empty session."""
 
     def unseal(self, entry: Entry, id: str) -> Session[Any]:
         try:
@@ -231,8 +326,8 @@ class ForgivesCorruption(HonestStorage):
             return Session(id=id, revision=entry.revision)
 
 
-class ForgetsCorruption(HonestStorage):
-    """An unreadable session is not found."""
+class UnreadableIsNotFound(ReferenceStorage):
+    """A load of an unreadable record raises `SessionNotFound`."""
 
     def unseal(self, entry: Entry, id: str) -> Session[Any]:
         try:
@@ -241,193 +336,8 @@ class ForgetsCorruption(HonestStorage):
             raise SessionNotFound from None
 
 
-class OutageIsNotFound(HonestStorage):
-    """Takes "I cannot look" for "there is none"."""
-
-    def table(self) -> dict[str, Entry]:
-        try:
-            return super().table()
-        except StorageUnavailable as error:
-            raise SessionNotFound from error
-
-
-class TellsTheId(HonestStorage):
-    """Says which session it did not find."""
-
-    async def load(self, id: str) -> Session[Any]:
-        try:
-            return await super().load(id)
-        except SessionNotFound as error:
-            message = f"no session {id}"
-            raise SessionNotFound(message) from error
-
-
-class LogsTheId(HonestStorage):
-    """Says which session it looks for."""
-
-    async def load(self, id: str) -> Session[Any]:
-        logging.getLogger(__name__).debug("loading %s", id)
-        return await super().load(id)
-
-
-class ShowsEverything(HonestStorage):
-    """A repr for debugging."""
-
-    def __repr__(self) -> str:
-        return f"ShowsEverything({self.backend!r})"
-
-
-class NeverCloses(HonestStorage):
-    """There is nothing to close, it thinks."""
-
-    async def aclose(self) -> None:
-        """Forgotten."""
-
-
-class ClosesOnce(HonestStorage):
-    """Closing a closed storage is an error."""
-
-    async def aclose(self) -> None:
-        self.check_open()
-        await super().aclose()
-
-
-class LeavesATaskBehind(HonestStorage):
-    """Sweeps in the background, for ever."""
-
-    sweeper: asyncio.Future[None] | None = None
-
-    async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
-        await super().store(session, when=when)
-        self.sweeper = self.sweeper or asyncio.ensure_future(asyncio.sleep(3600))
-
-
-class LeaksItsConnection(HonestStorage):
-    """Connects, and does not disconnect."""
-
-    connection: socket.socket
-
-    async def load(self, id: str) -> Session[Any]:
-        self.connection = socket.socket()
-        return await super().load(id)
-
-
-class WritesInTwoSteps(HonestStorage):
-    """The data, then the revision that belongs to it."""
-
-    async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
-        self.check_open()
-        revision, deadline, record = self.seal(session)
-        self.check(session, when)
-        half = Entry(record[:1] + b"................" + record[17:], revision, deadline, self.now())
-        self.write(session.id, half)
-        await checkpoint()
-        if session.id in self.table():
-            half.record = record
-        session.revision = revision
-
-
-class RemembersWhatItLoaded(HonestStorage):
-    """A cache that other replicas' writes do not reach."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.cache: dict[str, bytes] = {}
-
-    def write(self, id: str, entry: Entry) -> None:
-        super().write(id, entry)
-        self.cache[id] = entry.record
-
-    def unseal(self, entry: Entry, id: str) -> Session[Any]:
-        record = self.cache.setdefault(id, entry.record)
-        return unseal(record, id, self.codec, now=lambda: 0)
-
-
-class BorrowsAndCloses(HonestStorage):
-    """Takes the backend down with itself."""
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        self.backend.is_down = True
-
-
-class EndsWhenSwept(HonestStorage):
-    """Sessions live until a sweep finds them."""
-
-    def find(self, id: str) -> Entry | None:
-        return self.table().get(id)
-
-
-class SweepsTheLiving(HonestStorage):
-    """A sweep takes everything that is not in use this very moment."""
-
-    def is_swept(self, entry: Entry, before: datetime | None) -> bool:
-        return entry.used_at < self.now() or super().is_swept(entry, before)
-
-
-class SweepMissesDeadlines(HonestStorage):
-    """A sweep looks at the TTL only."""
-
-    def is_swept(self, entry: Entry, before: datetime | None) -> bool:
-        return super().is_swept(entry, before) and (before is not None or self.is_idle(entry))
-
-
-class SweepOnlyCounts(HonestStorage):
-    """A sweep removes nothing."""
-
-    async def delete_expired(self, before: datetime | None = None) -> int:
-        self.check_open()
-        return sum(self.is_swept(entry, before) for entry in self.table().values())
-
-
-class TakesAnyId(HonestStorage):
-    """Stores and looks for whatever it is given."""
-
-    def check_id(self, id: str) -> None:
-        """Forgotten."""
-
-    def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
-        try:
-            return super().seal(session)
-        except InvalidSession:
-            revision, deadline, record = super().seal(msgspec.structs.replace(session, id="valid"))
-            return revision, deadline, record[:HEADER_BYTES] + self.codec.encode(session)
-
-
-class TakesIdsForPatterns(HonestStorage):
-    """As with KEYS instead of GET."""
-
-    def find(self, id: str) -> Entry | None:
-        return super().find(id) if fnmatch.fnmatchcase(id, id) else None
-
-
-class FoldsCase(HonestStorage):
-    """As with a database whose collation ignores case."""
-
-    def key(self, id: str) -> str:
-        return id.lower()
-
-
-class DeleteFindsTheDead(HonestStorage):
-    """Counts a row that nobody can load."""
-
-    async def delete(self, id: str) -> bool:
-        self.check_open()
-        self.check_id(id)
-        return self.table().pop(id, None) is not None
-
-
-class DeletesEverything(HonestStorage):
-    """As with a statement that lost its WHERE."""
-
-    async def delete(self, id: str) -> bool:
-        existed = await super().delete(id)
-        self.table().clear()
-        return existed
-
-
-class ReadsBeforeItWrites(HonestStorage):
-    """Stumbles over what cannot be read, though nobody asked."""
+class EveryVerbDecodes(ReferenceStorage):
+    """A delete or a store raises because of an unreadable record."""
 
     def find(self, id: str) -> Entry | None:
         entry = super().find(id)
@@ -436,8 +346,242 @@ class ReadsBeforeItWrites(HonestStorage):
         return entry
 
 
-class RepliesGetOutOfStep(HonestStorage):
-    """Whoever waits takes the next reply, also when a caller before has gone away."""
+class OutageIsNotFound(ReferenceStorage):
+    """A verb raises `SessionNotFound` when the backend does not answer."""
+
+    def table(self) -> dict[str, Entry]:
+        try:
+            return super().table()
+        except StorageUnavailable as error:
+            raise SessionNotFound from error
+
+
+class LoadsAreInDoubt(ReferenceStorage):
+    """Every `StorageUnavailable` claims that a write may have been applied."""
+
+    def table(self) -> dict[str, Entry]:
+        try:
+            return super().table()
+        except StorageUnavailable as error:
+            raise StorageUnavailable(in_doubt=True) from error
+
+
+class RaisesAnErrorOfItsOwn(ReferenceStorage):
+    """A load of an absent session raises a class that callers do not know."""
+
+    class Gone(SessionError):
+        """There was such a session, perhaps."""
+
+        status = 410
+
+    async def load(self, id: str) -> Session[Any]:
+        try:
+            return await super().load(id)
+        except SessionNotFound:
+            raise self.Gone from None
+
+
+class ErrorsHoldTheId(ReferenceStorage):
+    """An error names the session that was not found."""
+
+    async def load(self, id: str) -> Session[Any]:
+        try:
+            return await super().load(id)
+        except SessionNotFound as error:
+            raise SessionNotFound(f"no session {id}") from error
+
+
+class LogsHoldTheId(ReferenceStorage):
+    """A log record names the session that is loaded."""
+
+    async def load(self, id: str) -> Session[Any]:
+        logging.getLogger(__name__).debug("loading %s", id)
+        return await super().load(id)
+
+
+class ReprHoldsSessions(ReferenceStorage):
+    """The repr shows the backend."""
+
+    def __repr__(self) -> str:
+        return f"ReprHoldsSessions({self.backend!r})"
+
+
+class NeverCloses(ReferenceStorage):
+    """`aclose` does nothing."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
+class ClosesOnce(ReferenceStorage):
+    """A second `aclose` raises."""
+
+    async def aclose(self) -> None:
+        self.check_open()
+        await super().aclose()
+
+
+class ClosingBreaksLoads(ReferenceStorage):
+    """A load in flight takes the end of its connection for an unreadable record."""
+
+    async def load(self, id: str) -> Session[Any]:
+        await checkpoint()
+        await checkpoint()
+        if self.is_closed:
+            raise CorruptSession
+        return await super().load(id)
+
+
+class LeavesATaskBehind(ReferenceStorage):
+    """A task outlives the storage."""
+
+    sweeper: asyncio.Future[None] | None = None
+
+    async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
+        await super().store(session, when=when)
+        self.sweeper = self.sweeper or asyncio.ensure_future(asyncio.sleep(3600))
+
+
+class LeaksItsConnection(ReferenceStorage):
+    """A connection stays open."""
+
+    connection: socket.socket
+
+    async def load(self, id: str) -> Session[Any]:
+        self.connection = socket.socket()
+        return await super().load(id)
+
+
+class WritesInTwoSteps(ReferenceStorage):
+    """Other tasks run between the write of the data and the write of its revision."""
+
+    async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
+        self.check_open()
+        revision, deadline, record = self.seal(session)
+        self.check(session, when)
+        half = Entry(record[:1] + b"................" + record[17:], revision, deadline, self.now())
+        self.write(session.id, half, when)
+        await checkpoint()
+        if session.id in self.table():
+            half.record = record
+        session.revision = revision
+
+
+class CachesForEver(ReferenceStorage):
+    """A cache of records that the writes of other replicas do not reach."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cache: dict[str, bytes] = {}
+
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        super().write(id, entry, when)
+        self.cache[id] = entry.record
+
+    def unseal(self, entry: Entry, id: str) -> Session[Any]:
+        record = self.cache.setdefault(id, entry.record)
+        return unseal(record, id, self.codec, now=lambda: 0)
+
+
+class SeesOnlyItsOwnSessions(ReferenceStorage):
+    """Each replica has its own backend."""
+
+    def __init__(self, backend: Backend, *args: Any) -> None:
+        super().__init__(Backend(is_down=backend.is_down), *args)
+
+
+class ClosesTheBackend(ReferenceStorage):
+    """`aclose` closes the backend for the other replicas."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self.backend.is_down = True
+
+
+class ExpiresWhenSwept(ReferenceStorage):
+    """Sessions are live until a sweep removes them."""
+
+    def find(self, id: str) -> Entry | None:
+        return self.table().get(id)
+
+
+class SweepsLiveSessions(ReferenceStorage):
+    """A sweep removes each session that was not used in the same millisecond."""
+
+    def is_swept(self, entry: Entry, before: datetime | None) -> bool:
+        return entry.used_at < self.now() or super().is_swept(entry, before)
+
+
+class SweepIgnoresDeadlines(ReferenceStorage):
+    """A sweep removes idle sessions only."""
+
+    def is_swept(self, entry: Entry, before: datetime | None) -> bool:
+        return super().is_swept(entry, before) and (before is not None or self.is_idle(entry))
+
+
+class SweepRevives(ReferenceStorage):
+    """A sweep renews the sessions that it does not remove, and the expired ones among them."""
+
+    async def delete_expired(self, before: datetime | None = None) -> int:
+        self.check_open()
+        for entry in self.table().values():
+            self.renew(entry)
+            entry.deadline = NO_DEADLINE
+        return await super().delete_expired(before)
+
+
+class SweepOnlyCounts(ReferenceStorage):
+    """A sweep removes nothing."""
+
+    async def delete_expired(self, before: datetime | None = None) -> int:
+        self.check_open()
+        return sum(self.is_swept(entry, before) for entry in self.table().values())
+
+
+class AcceptsAnyId(ReferenceStorage):
+    """Ids are not checked."""
+
+    def check_id(self, id: str) -> None:
+        """Do nothing."""
+
+    def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
+        try:
+            return super().seal(session)
+        except (InvalidSession, TypeError):
+            revision, deadline, record = super().seal(msgspec.structs.replace(session, id="valid"))
+            return revision, deadline, record[:HEADER_BYTES] + self.codec.encode(session)
+
+
+class MalformedIdIsInvalidSession(ReferenceStorage):
+    """A malformed id raises `InvalidSession` (500), which blames the application."""
+
+    def check_id(self, id: str) -> None:
+        try:
+            super().check_id(id)
+        except InvalidSessionId:
+            raise InvalidSession from None
+
+    def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
+        self.check_id(session.id)
+        return super().seal(session)
+
+
+class IdsArePatterns(ReferenceStorage):
+    """A look-up matches patterns, as with KEYS in place of GET."""
+
+    def find(self, id: str) -> Entry | None:
+        return super().find(id) if fnmatch.fnmatchcase(id, id) else None
+
+
+class IdsIgnoreCase(ReferenceStorage):
+    """Ids that differ in case are one session, as with some collations of databases."""
+
+    def key(self, id: str) -> str:
+        return id.lower()
+
+
+class RepliesGetOutOfStep(ReferenceStorage):
+    """A caller takes the next reply, also after an earlier caller was cancelled."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -451,19 +595,19 @@ class RepliesGetOutOfStep(HonestStorage):
         return await super().load(self.next_reply())
 
     def next_reply(self) -> str:
-        """The oldest one."""
+        """Return the oldest reply."""
         return self.replies.popleft()
 
 
 class RepliesComeBackwards(RepliesGetOutOfStep):
-    """Whoever waits takes the newest reply."""
+    """A caller takes the newest reply."""
 
     def next_reply(self) -> str:
         return self.replies.pop()
 
 
-class TakesEmptyForNone(HonestStorage):
-    """There is nothing in it, so there is none, it thinks."""
+class EmptyDataIsNone(ReferenceStorage):
+    """Empty data comes back as None."""
 
     def unseal(self, entry: Entry, id: str) -> Session[Any]:
         session = super().unseal(entry, id)
@@ -472,16 +616,16 @@ class TakesEmptyForNone(HonestStorage):
         return session
 
 
-class IgnoresTheCodec(HonestStorage):
-    """Uses one of its own."""
+class IgnoresTheCodec(ReferenceStorage):
+    """The storage uses another codec than the given one."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.codec = JsonCodec()
 
 
-class HasNoLimits(HonestStorage):
-    """Takes data of any size."""
+class HasNoSizeLimit(ReferenceStorage):
+    """Sessions of any size are stored."""
 
     def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
         if not isinstance(self.codec, JsonCodec):
@@ -489,8 +633,8 @@ class HasNoLimits(HonestStorage):
         return seal(session, JsonCodec(max_bytes=1_000_000_000))
 
 
-class Merges(HonestStorage):
-    """A write adds to what is there."""
+class Merges(ReferenceStorage):
+    """A write keeps the metadata of the earlier session."""
 
     def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
         entry = self.find(session.id)
@@ -501,15 +645,8 @@ class Merges(HonestStorage):
         return super().seal(session)
 
 
-class PresentComparesRevisions(HonestStorage):
-    """Takes an update for a compare-and-set."""
-
-    def check(self, session: Session[Any], when: When) -> None:
-        super().check(session, When.UNCHANGED if when is When.PRESENT else when)
-
-
-class MakesUpTheUnknown(HonestStorage):
-    """An id that was never seen is a new, empty session."""
+class UnknownIsEmpty(ReferenceStorage):
+    """A load of an unknown id returns an empty session."""
 
     known: ClassVar[set[str]] = set()
 
@@ -518,13 +655,13 @@ class MakesUpTheUnknown(HonestStorage):
         self.check_id(id)
         return await super().load(id) if id in self.known else Session(id=id)
 
-    def write(self, id: str, entry: Entry) -> None:
-        super().write(id, entry)
+    def write(self, id: str, entry: Entry, when: When) -> None:
+        super().write(id, entry, when)
         self.known.add(id)
 
 
-class StoresWhatItCan(HonestStorage):
-    """What cannot be stored leaves a session without data behind."""
+class StoresAPart(ReferenceStorage):
+    """A session that cannot be stored leaves one without data behind."""
 
     def seal(self, session: Session[Any]) -> tuple[str, int, bytes]:
         try:
@@ -532,5 +669,6 @@ class StoresWhatItCan(HonestStorage):
         except InvalidSession:
             with suppress(InvalidSession):
                 revision, deadline, record = super().seal(Session(id=session.id))
-                self.write(session.id, Entry(record, revision, deadline, self.now()))
+                entry = Entry(record, revision, deadline, self.now())
+                self.write(session.id, entry, When.ALWAYS)
             raise

@@ -1,4 +1,4 @@
-"""Those who use a storage while servers come and go, and notice whatever is not as it should be."""
+"""Callers that use a storage while servers fail, and record every wrong result."""
 
 import asyncio
 import time
@@ -23,12 +23,12 @@ from tests.servers import Server
 from tests.topologies import Cluster
 
 NAME = "callers"
-"""What servers call the connections that are made here."""
+"""The client name of the connections that are made here."""
 
 
 @asynccontextmanager
 async def cluster_client(port: int, **settings: Any) -> AsyncIterator[RedisCluster]:
-    """A client to borrow, which nobody has used yet."""
+    """A client to borrow, not used yet."""
     client = RedisCluster(host="127.0.0.1", port=port, client_name=NAME, **settings)
     try:
         yield client
@@ -40,7 +40,7 @@ async def cluster_client(port: int, **settings: Any) -> AsyncIterator[RedisClust
 async def cluster_storage(
     nodes: Cluster, *, timeout: float = 5.0, **settings: Any
 ) -> AsyncIterator[RedisStorage[Any]]:
-    """A storage that borrows such a client."""
+    """A storage that borrows a client of the cluster."""
     async with (
         cluster_client(nodes.nodes[0].port, **settings) as client,
         RedisStorage[Any](client, ttl=600, timeout=timeout) as storage,
@@ -49,36 +49,36 @@ async def cluster_storage(
 
 
 def slot_of(id: str) -> int:
-    """The slot that a session is in."""
+    """The slot of a session."""
     return key_slot(f"session:{id}".encode())
 
 
 def id_on(nodes: Cluster, node: Server) -> str:
-    """A new session id that a certain master serves."""
+    """A new session id in a slot of this master."""
     ranges = [(low, high) for low, high, master, *_ in nodes.map() if master is node]
     for id in iter(new_session_id, ""):
         if any(low <= slot_of(id) <= high for low, high in ranges):
             return id
-    raise AssertionError  # there is no end to ids
+    raise AssertionError  # the iterator does not end
 
 
 async def outcome(verb: Coroutine[Any, Any, object]) -> tuple[object, float]:
-    """What a verb returns or raises, and how many seconds it took."""
+    """The result or the exception of a verb, and the seconds it took."""
     start = time.monotonic()
     try:
         result = await verb
-    except Exception as error:  # noqa: BLE001 - whatever it is
+    except Exception as error:  # noqa: BLE001 - the caller judges it
         result = error
     return result, time.monotonic() - start
 
 
 class Caller:
-    """Somebody with sessions of their own, who knows what every verb has to say about them.
+    """A caller with its own sessions, which knows the right result of every verb.
 
     Attributes:
-        rounds: How often all verbs have done as they should.
-        unavailable: When `StorageUnavailable` was raised, on the monotonic clock.
-        wrong: Everything else that was not right.
+        rounds: The number of complete rounds.
+        unavailable: The times of `StorageUnavailable`, on the monotonic clock.
+        wrong: The results and errors that were wrong, in words.
     """
 
     def __init__(self, storage: RedisStorage[Any], ids: Callable[[], str]) -> None:
@@ -89,7 +89,7 @@ class Caller:
         self.wrong: list[str] = []
 
     async def use_all_verbs(self) -> None:
-        """Live a session's life, with every kind of write, and check each step."""
+        """Create, change and delete a session with every kind of write, and check each step."""
         storage, session = self._storage, Session[Any](id=self._ids(), data=0)
         stale = Session[Any](id=session.id, data="stale", revision="0123456789abcdef")
         await self._expect(None, storage.store(session, when=When.ABSENT))
@@ -108,7 +108,7 @@ class Caller:
         self.rounds += 1
 
     async def read_and_write(self, session: Session[Any]) -> None:
-        """Load and overwrite a session, and create another: what also a lost write cannot undo."""
+        """Load and overwrite a session, and create another; a lost write does not disturb that."""
         copy = Session[Any](id=session.id, data=session.data)
         await self._expect(session.data, self._data_of(session.id))
         await self._expect(None, self._storage.store(copy, when=When.PRESENT))
@@ -124,7 +124,7 @@ class Caller:
         result, _ = await outcome(verb)
         if isinstance(result, StorageUnavailable):
             self.unavailable.append(time.monotonic())
-            # As callers do that are told 503.
+            # As a client of a web service does after a 503.
             await asyncio.sleep(0.01)
         elif result != expected and not (isinstance(expected, type) and type(result) is expected):
             self.wrong.append(f"{result!r} instead of {expected!r}")
@@ -134,7 +134,7 @@ class Caller:
 async def busy(
     callers: Sequence[Caller], live: Callable[[Caller], Coroutine[Any, Any, None]]
 ) -> AsyncIterator[None]:
-    """Callers at work for as long as the block runs; each ends what it has begun."""
+    """Let callers work during the block; each finishes its last round."""
     done = asyncio.Event()
 
     async def work(caller: Caller) -> None:
@@ -151,9 +151,9 @@ async def busy(
 
 
 async def last_error(callers: Sequence[Caller], patience: float) -> float:
-    """When a caller was last told `StorageUnavailable`, on the monotonic clock.
+    """Return the time of the last `StorageUnavailable`, on the monotonic clock.
 
-    Waits until that is longer ago than a timeout of 0.5 seconds, or later than `patience`.
+    Wait until it is 0.8 seconds ago, more than a timeout of 0.5, or later than `patience`.
     """
     while True:
         last = max((moment for caller in callers for moment in caller.unavailable), default=0.0)

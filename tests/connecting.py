@@ -1,7 +1,7 @@
-"""The blocks of docs/connecting.md that need a server of their own kind, run as they stand.
+"""Runs the examples of docs/connecting.md that need a special kind of server.
 
-They are marked ```py and the kind of server. Tests for that kind run them; `test_readme` runs what
-is marked ```python.
+These are marked ```py and the kind of server. Tests of that kind run them; `test_readme` runs the
+examples that are marked ```python.
 """
 
 import re
@@ -17,16 +17,16 @@ _BLOCK = re.compile(r"^```py (?P<kind>\w+)\n(?P<source>.*?)^```$", re.DOTALL | r
 
 
 def kinds() -> list[str]:
-    """The kinds of server that the page has a block for."""
+    """The kinds of server that the page has an example for."""
     return [block["kind"] for block in _BLOCK.finditer(PAGE.read_text("utf-8"))]
 
 
 def run_block(kind: str, places: Mapping[str, str]) -> None:
-    """Run the block for a kind of server.
+    """Run the example for a kind of server.
 
     Args:
-        kind: What the block is marked with.
-        places: What to write in the place of addresses and paths, each of which has to occur.
+        kind: The mark of the example.
+        places: Replacements for addresses and paths of the example. Each of these must occur.
     """
     text = PAGE.read_text("utf-8")
     (block,) = (block for block in _BLOCK.finditer(text) if block["kind"] == kind)
@@ -38,6 +38,6 @@ def run_block(kind: str, places: Mapping[str, str]) -> None:
 
 
 def acl_commands() -> list[list[str]]:
-    """The ACL SETUSER commands of the page, in words: for one server, and for a cluster's nodes."""
+    """The words of the ACL SETUSER commands of the page, for one server and for cluster nodes."""
     lines = map(str.strip, PAGE.read_text("utf-8").splitlines())
     return [shlex.split(line) for line in lines if line.startswith("ACL SETUSER ")]

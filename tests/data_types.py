@@ -1,9 +1,9 @@
-"""What applications keep in `Session.data`, types that make trouble, and the codecs for both."""
+"""Types of `Session.data`, types that are hard to store, and the codecs for both."""
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from aiosessions import (
     MsgpackCodec,
 )
 
-# Called with a data type, each makes a codec.
+# Each makes a codec from a data type.
 CODECS: dict[str, Callable[..., Codec[Any]]] = {"json": JsonCodec, "msgpack": MsgpackCodec}
 both_codecs = pytest.mark.parametrize("make", CODECS.values(), ids=CODECS)
 
@@ -23,7 +23,7 @@ NUMBER = 424242
 
 
 class Point(msgspec.Struct):
-    """A struct, which may hold another one."""
+    """A struct that may hold another one."""
 
     x: int
     label: str = ""
@@ -38,6 +38,52 @@ class Cart:
     total: float = 0.0
 
 
+class BigCart(Cart):
+    """A subclass, which a codec of `Cart` cannot read back."""
+
+
+class Item(msgspec.Struct):
+    """A struct with a price, where None means that there is none."""
+
+    price: float | None
+
+
+class Basket(msgspec.Struct):
+    """A struct with a list of structs."""
+
+    items: list[Item]
+
+
+class Loose(msgspec.Struct):
+    """A struct with a field of any type."""
+
+    x: Any
+
+
+class Incomparable(msgspec.Struct, eq=False):
+    """A struct that is equal only to itself."""
+
+    x: float | None
+    next: "Incomparable | None" = None
+
+
+class Pair(NamedTuple):
+    """A named tuple."""
+
+    x: int
+    y: float | None = None
+
+
+class Totalled(msgspec.Struct):
+    """A struct that computes a field from the others."""
+
+    items: list[int]
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.items)
+
+
 class Options(TypedDict, total=False):
     """A TypedDict."""
 
@@ -46,13 +92,13 @@ class Options(TypedDict, total=False):
 
 
 class Circle(msgspec.Struct, tag=True):
-    """One half of a union."""
+    """One struct of a union."""
 
     radius: float
 
 
 class Square(msgspec.Struct, tag=True):
-    """The other half."""
+    """The other struct of the union."""
 
     side: int
 
@@ -72,21 +118,21 @@ class Level(enum.IntEnum):
 
 
 class One(msgspec.Struct, tag=1):
-    """A struct whose tag in a union is an integer."""
+    """A struct with an integer as its tag in a union."""
 
 
 class Two(msgspec.Struct, tag=2):
-    """Another one."""
+    """Another struct with an integer as its tag."""
 
 
 class Strict(msgspec.Struct, forbid_unknown_fields=True):
-    """A struct that accepts no field that it does not know."""
+    """A struct that refuses unknown fields."""
 
     x: int = 0
 
 
 class Quoting(msgspec.Struct):
-    """A struct that quotes its value when it refuses it, like many a validator."""
+    """A struct that quotes its value in the error, as many validators do."""
 
     x: Any
 
@@ -96,7 +142,7 @@ class Quoting(msgspec.Struct):
 
 
 class Borrowing(msgspec.Struct):
-    """A struct that raises what msgspec raises."""
+    """A struct that raises an error of msgspec's own type."""
 
     x: Any
 
@@ -122,7 +168,7 @@ class Demanding(msgspec.Struct):
 
 
 class Nesting(msgspec.Struct):
-    """A struct that reads JSON inside JSON, and chains what goes wrong there."""
+    """A struct that converts its value, and chains the error of that."""
 
     x: Any
 

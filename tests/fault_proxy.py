@@ -1,4 +1,4 @@
-"""A TCP proxy that lets the faults of a network happen exactly where a test wants them.
+"""A TCP proxy that makes faults of a network happen at a chosen command.
 
     async with FaultProxy(server.port) as proxy:
         lost = proxy.on_reply("EVALSHA", cut)
@@ -8,19 +8,19 @@
 
 Rules:
 
-- What no fault has been ordered for passes unchanged and in order, as soon as it is whole, and what
-  arrived together leaves together.
+- Messages without a fault pass unchanged and in order, as soon as they are complete. Messages that
+  arrived together leave together.
 - A fault is ordered for the n-th request of a name, counted from the order on, over all
-  connections. It hits before the server sees the request (`on_request`), or when the server has
+  connections. It hits before the server sees the request (`on_request`), or after the server has
   answered, and so has applied it (`on_reply`).
-- A fault is a coroutine function. It gets the `Exchange` and returns what is passed on in place of
-  the message, or raises `Cut` or `Reset`. Until it does, whatever follows in that direction waits,
-  as on a network. Some are ready-made; a test writes its own where more has to happen.
+- A fault is a coroutine function. It gets the `Exchange` and returns the bytes to pass on in place
+  of the message, or raises `Cut` or `Reset`. Until then, later messages in that direction wait, as
+  on a network. The module has the usual faults; a test can write its own.
 - When `async with` ends, every connection is closed and every task has ended.
 
-It follows the framing of https://redis.io/docs/latest/develop/reference/protocol-spec/: requests
-are arrays of bulk strings; replies are any type of RESP2 and RESP3, other than streamed ones. What
-is pushed belongs to no request. So it does not understand SUBSCRIBE, MONITOR or CLIENT REPLY.
+The framing is that of https://redis.io/docs/latest/develop/reference/protocol-spec/: requests are
+arrays of bulk strings, and replies are any type of RESP2 and RESP3, except streamed ones. A push
+message belongs to no request. The proxy does not understand SUBSCRIBE, MONITOR or CLIENT REPLY.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ from typing import Self
 
 _CHUNK = 64 * 1024
 _PATIENCE = 10.0
-_GOODBYE = 1.0  # seconds that a peer who does not read has until it is cut off
+_GOODBYE = 1.0  # seconds until a peer that does not read is cut off
 
 
 class Cut(Exception):
-    """Raised by a fault: close the connection, after what has been passed on already."""
+    """Raised by a fault: close the connection, after the bytes that were passed on already."""
 
 
 class Reset(Exception):
@@ -51,9 +51,10 @@ class Exchange:
     """A request and, once the server has answered, its reply.
 
     Attributes:
-        tunnel: Where it passes.
-        request: The request, as it came.
-        reply: The reply, as it came; None until then.
+        tunnel: The connection that it passes through.
+        request: The bytes of the request.
+        reply: The bytes of the reply; None until it has come.
+        faults: The faults that hit the reply.
     """
 
     tunnel: "Tunnel"
@@ -63,17 +64,17 @@ class Exchange:
 
     @property
     def message(self) -> bytes:
-        """What is passing now: the request, or the reply."""
+        """The message that passes now: the request, or the reply."""
         return self.request if self.reply is None else self.reply
 
     @property
     def name(self) -> str:
-        """The command's name, in upper case."""
+        """The name of the command, in upper case."""
         return _name(self.request)
 
     @property
     def arguments(self) -> list[bytes]:
-        """The command's name and arguments."""
+        """The name of the command and its arguments."""
         return _arguments(self.request)
 
 
@@ -102,7 +103,7 @@ async def truncate(exchange: Exchange) -> bytes:
 
 
 def replace(message: bytes) -> Fault:
-    """Pass this on instead: another reply, or garbage."""
+    """Make a fault that passes other bytes on: another reply, or garbage."""
 
     async def fault(_: Exchange) -> bytes:
         return message
@@ -111,7 +112,7 @@ def replace(message: bytes) -> Fault:
 
 
 def hold(until: asyncio.Event) -> Fault:
-    """Pass the message on when something has happened."""
+    """Make a fault that holds the message until an event is set."""
 
     async def fault(exchange: Exchange) -> bytes:
         await until.wait()
@@ -121,7 +122,7 @@ def hold(until: asyncio.Event) -> Fault:
 
 
 def delay(seconds: float) -> Fault:
-    """Pass the message on that much later."""
+    """Make a fault that passes the message on later."""
 
     async def fault(exchange: Exchange) -> bytes:
         await asyncio.sleep(seconds)
@@ -131,7 +132,7 @@ def delay(seconds: float) -> Fault:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until something can be seen that no event tells; fail if it takes too long."""
+    """Wait for a state that sets no event; fail if it does not come."""
     async with asyncio.timeout(_PATIENCE):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
@@ -139,9 +140,15 @@ async def until(condition: Callable[[], object]) -> None:
 
 @dataclass(eq=False)
 class Order:
-    """A fault that was ordered.
+    """An order for a fault.
 
     Attributes:
+        name: The name of the command, or "*".
+        fault: See `Fault`.
+        at_reply: Whether it hits the reply, or the request.
+        first: The first request that it hits, counted from 1.
+        times: The number of requests in a row that it hits.
+        seen: How many requests of this name have passed.
         hits: How often it has hit.
         hit: Set when it hits for the first time.
     """
@@ -156,14 +163,14 @@ class Order:
     hit: asyncio.Event = field(default_factory=asyncio.Event)
 
     def takes(self, name: str) -> bool:
-        """Count a request; whether it is one that this is to happen to."""
+        """Count a request, and return whether the fault hits it."""
         if self.name not in (name, "*"):
             return False
         self.seen += 1
         return self.first <= self.seen < self.first + self.times
 
     async def __call__(self, exchange: Exchange) -> bytes:
-        """Let it hit."""
+        """Run the fault."""
         self.hits += 1
         self.hit.set()
         return await self.fault(exchange)
@@ -171,19 +178,18 @@ class Order:
 
 @dataclass
 class Counts:
-    """What has passed so far.
+    """The traffic so far.
 
     Attributes:
-        connections: Accepted from clients.
-        requests: From clients, by name.
-        replies: From the server, without what it pushed.
-        round_trips: How often a client sent something, alone or many at once, after a reply or as
-            the first: how often it had to wait for the network.
-        chunks: Reads that brought something from a client. What a client sends in one write of
-            less than 64 kB is one.
-        bytes_in: From clients.
-        bytes_out: From the server.
-        most_under_way: The most requests that were under way at a time on one connection.
+        connections: Connections that clients have made.
+        requests: Requests of clients, by name.
+        replies: Replies of the server, without push messages.
+        round_trips: How often a client had to wait for the network: it sent something, one message
+            or many, at the beginning or after a reply.
+        chunks: Reads that brought bytes from a client. One write of less than 64 kB is one chunk.
+        bytes_in: Bytes from clients.
+        bytes_out: Bytes from the server.
+        most_in_flight: The largest number of requests without a reply at a time, on one connection.
     """
 
     connections: int = 0
@@ -193,19 +199,21 @@ class Counts:
     chunks: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    most_under_way: int = 0
+    most_in_flight: int = 0
 
 
 class FaultProxy:
     """A proxy for one server, on a port of its own.
 
     Args:
-        target: The port that the server has at 127.0.0.1. It can be changed, as a failover does;
-            connections that there are stay where they are.
+        target: The port of the server at 127.0.0.1. A test can change it, as a failover does; open
+            connections stay with the old server.
 
     Attributes:
-        counts: What has passed so far. Replace it to count from zero.
-        tunnels: The connections that are open.
+        target: See above.
+        port: The port of the proxy at 127.0.0.1.
+        counts: The traffic so far. A test can replace it to count from zero.
+        tunnels: The open connections.
     """
 
     def __init__(self, target: int) -> None:
@@ -221,22 +229,22 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """What a client connects to."""
+        """The URL of the proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def on_request(self, name: str, fault: Fault, *, first: int = 1, times: float = 1) -> Order:
         """Order a fault that hits before the server sees a request.
 
         Args:
-            name: The command's name in upper case, or "*" for any.
-            fault: What happens.
-            first: Which of the requests of that name, from now on, is the first it happens to.
-            times: To how many in a row; `math.inf` for all that follow.
+            name: The name of the command in upper case, or "*" for any.
+            fault: The fault.
+            first: The first request of that name that it hits, counted from now on.
+            times: The number of requests in a row that it hits; `math.inf` for all that follow.
         """
         return self._order(Order(name, fault, at_reply=False, first=first, times=times))
 
     def on_reply(self, name: str, fault: Fault, *, first: int = 1, times: float = 1) -> Order:
-        """Order a fault that hits when the server has answered. See `on_request`."""
+        """Order a fault that hits after the server has answered. See `on_request`."""
         return self._order(Order(name, fault, at_reply=True, first=first, times=times))
 
     def _order(self, order: Order) -> Order:
@@ -244,15 +252,15 @@ class FaultProxy:
         return order
 
     def forgive(self) -> None:
-        """Forget every order. What a fault holds at the moment stays held."""
+        """Forget every order. A message that a fault holds at the moment stays where it is."""
         self._orders.clear()
 
     def stall(self) -> None:
-        """Let nothing pass, and nothing be lost, in either direction until `resume`."""
+        """Hold all messages in both directions until `resume`; none is lost."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Let pass what was stalled, and what follows."""
+        """Pass on the messages that were held, and all later ones."""
         self._flowing.set()
 
     def cut(self) -> None:
@@ -266,11 +274,11 @@ class FaultProxy:
             tunnel.end(reset=True)
 
     async def flowing(self) -> None:
-        """Wait until things may pass."""
+        """Wait until messages may pass."""
         await self._flowing.wait()
 
     def exchange(self, tunnel: "Tunnel", request: bytes) -> tuple[Exchange, list[Order]]:
-        """Look up what is to happen to a request, before it passes."""
+        """Count a request, and look up its faults."""
         exchange = Exchange(tunnel, request)
         name = exchange.name
         self.counts.requests[name] += 1
@@ -323,19 +331,19 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Tunnel:
-    """One client's connection, and the one to the server that belongs to it."""
+    """A connection of a client, with its connection to the server."""
 
     def __init__(self, proxy: FaultProxy, client: Streams, server: Streams) -> None:
         self._proxy = proxy
         self._from_client, self._to_client = client
         self._from_server, self._to_server = server
-        self._under_way: deque[Exchange] = deque()
-        self._asking = False
+        self._in_flight: deque[Exchange] = deque()
+        self._client_waits = False
         self._reset = False
         self._pumps: asyncio.Future[list[None]] | None = None
 
     def say(self, message: bytes) -> None:
-        """Send something to the client that the server has not said."""
+        """Send bytes to the client, in front of anything that the server still sends."""
         self._to_client.write(message)
 
     def end(self, *, reset: bool = False) -> None:
@@ -345,7 +353,7 @@ class Tunnel:
             self._pumps.cancel()
 
     async def run(self) -> None:
-        """Pass messages on until either side, or a fault, ends the connection."""
+        """Pass messages on until one side, or a fault, ends the connection."""
         pumps = [
             asyncio.create_task(self._pass_requests(), name="fault proxy: requests"),
             asyncio.create_task(self._pass_replies(), name="fault proxy: replies"),
@@ -376,18 +384,18 @@ class Tunnel:
             counts.bytes_in += len(chunk)
             counts.chunks += 1
             for request in framer.feed(chunk):
-                if not self._asking:
-                    self._asking = True
+                if not self._client_waits:
+                    self._client_waits = True
                     counts.round_trips += 1
                 exchange, faults = self._proxy.exchange(self, request)
                 if faults:
-                    request = await _suffer(faults, exchange)  # noqa: PLW2901 - passed on instead
+                    request = await _apply(faults, exchange)  # noqa: PLW2901 - passed on instead
                 if request:
-                    self._under_way.append(exchange)
+                    self._in_flight.append(exchange)
                     self._to_server.write(request)
-            counts.most_under_way = max(counts.most_under_way, len(self._under_way))
+            counts.most_in_flight = max(counts.most_in_flight, len(self._in_flight))
             await self._to_server.drain()
-        # The client has gone, but what it has sent is on its way, and arrives.
+        # The client has gone, but its last requests still arrive at the server.
         self._to_server.write_eof()
 
     async def _pass_replies(self) -> None:
@@ -398,18 +406,18 @@ class Tunnel:
             counts.bytes_out += len(chunk)
             for reply in framer.feed(chunk):
                 if not reply.startswith(b">"):
-                    self._asking = False
+                    self._client_waits = False
                     counts.replies += 1
-                    exchange = self._under_way.popleft()
+                    exchange = self._in_flight.popleft()
                     if exchange.faults:
                         exchange.reply = reply
-                        reply = await _suffer(exchange.faults, exchange)  # noqa: PLW2901 - as above
+                        reply = await _apply(exchange.faults, exchange)  # noqa: PLW2901 - as above
                 self.say(reply)
             await self._to_client.drain()
         raise Cut
 
 
-async def _suffer(faults: Iterable[Fault], exchange: Exchange) -> bytes:
+async def _apply(faults: Iterable[Fault], exchange: Exchange) -> bytes:
     message = exchange.message
     for fault in faults:
         message = await fault(exchange)
@@ -422,7 +430,7 @@ def _being_cancelled() -> bool:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection with a RST, and without what has not been sent yet."""
+    """Close a connection with a RST, and drop the bytes that were not sent yet."""
     connection: socket.socket | None = writer.get_extra_info("socket")
     if connection is not None:
         with contextlib.suppress(OSError):
@@ -432,7 +440,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 @contextlib.asynccontextmanager
 async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Close a connection at the end, when all that was written has been sent."""
+    """Close a connection at the end, once the written bytes have been sent."""
     try:
         yield
     finally:
@@ -444,19 +452,16 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
 
 
 class Framer:
-    """Cuts a stream of bytes, however it arrives, into RESP values.
-
-    Attributes of a value come with it, as one.
-    """
+    """Cuts a stream of bytes into RESP values. The attributes of a value are a part of it."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take more of the stream; the values that are whole now.
+        """Take more bytes, and return the values that are complete now.
 
         Raises:
-            ValueError: It is no RESP.
+            ValueError: The bytes are not RESP.
         """
         self._rest += chunk
         values: list[bytes] = []
@@ -469,7 +474,7 @@ class Framer:
 
 
 def _end(stream: bytearray, at: int) -> int | None:
-    """Where the value ends that begins at `at`; None if that is still to come."""
+    """The end of the value that begins at `at`; None if the value is not complete."""
     missing = 1  # values, however deeply they are nested
     while missing:
         line_end = stream.find(b"\r\n", at)
@@ -486,7 +491,7 @@ def _end(stream: bytearray, at: int) -> int | None:
         elif kind == b"%":
             missing += 2 * int(line)
         elif kind == b"|":
-            missing += 2 * int(line) + 1  # and what they are attributes of
+            missing += 2 * int(line) + 1  # and the value that has these attributes
         elif kind not in (b"+", b"-", b":", b"_", b"#", b",", b"("):
             raise ValueError(f"RESP has no type {kind!r}")
     return at if at <= len(stream) else None

@@ -1,7 +1,6 @@
 """A process that increments a session's data: python incrementing_worker.py URL ID TIMES.
 
-It says "ready", waits for a line on its input, increments with many callers at once, and says how
-often it did.
+It prints "ready", waits for a line, increments with many concurrent callers, and prints how often.
 """
 
 import asyncio
@@ -13,17 +12,17 @@ _CALLERS = 25
 
 
 def _increment(session: Session[int]) -> None:
-    session.data = (session.data or 0) + 1
+    session.data += 1
 
 
 async def main(url: str, id: str, times: int) -> None:
-    """Increment, with a few callers at once."""
+    """Increment with concurrent callers."""
     async with (
         RedisStorage[int].from_url(url, ttl=600, codec=JsonCodec(int)) as storage,
         SessionManager(storage) as sessions,
     ):
         await sessions.get(id)
-        print("ready", flush=True)  # noqa: T201 - that is how it talks
+        print("ready", flush=True)  # noqa: T201 - the protocol of this process
         await asyncio.to_thread(sys.stdin.readline)
 
         async def caller() -> None:
@@ -33,7 +32,7 @@ async def main(url: str, id: str, times: int) -> None:
         async with asyncio.TaskGroup() as callers:
             for _ in range(_CALLERS):
                 callers.create_task(caller())
-    print(times, flush=True)  # noqa: T201 - as above
+    print(times, flush=True)  # noqa: T201 - the protocol of this process
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
-"""Everything that an error would tell a log."""
+"""Everything that an error tells a log or an error tracker."""
 
-from collections.abc import Iterator
+from traceback import TracebackException
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, its causes and its contexts.
+
+    A context that `from None` hides is included, because error trackers record it.
+    """
+    chain: list[BaseException] = []
+    rest: list[BaseException | None] = [error]
+    while rest:
+        each = rest.pop()
+        if each is not None and each not in chain:
+            chain.append(each)
+            rest += [each.__cause__, each.__context__]
+    return chain
 
 
 def said_by(error: BaseException) -> str:
-    """All text of an error, its attributes and whatever it is chained to, one way or another.
-
-    What `from None` only hides counts, too: error trackers show it.
-    """
-    return "\n".join(_texts(error, set()))
+    """The texts and the attributes of an error and of its chain."""
+    return "\n".join(f"{each}\n{each!r}\n{vars(each)!r}" for each in chain_of(error))
 
 
-def _texts(error: BaseException, seen: set[int]) -> Iterator[str]:
-    if id(error) in seen:
-        return
-    seen.add(id(error))
-    yield str(error)
-    yield repr(error)
-    yield repr(error.args)
-    yield repr(vars(error))
-    for chained in (error.__cause__, error.__context__):
-        if chained is not None:
-            yield from _texts(chained, seen)
+def locals_in(error: BaseException) -> str:
+    """The tracebacks of an error and of its chain, with the local variables of every frame."""
+    return "".join(
+        line
+        for each in chain_of(error)
+        for line in TracebackException.from_exception(each, capture_locals=True).format(chain=False)
+    )

@@ -1,4 +1,4 @@
-"""Every verb, refused: that the error is specific, and tells no secret."""
+"""Checks that each verb fails with a specific error, changes nothing, and reveals no secret."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,20 +7,18 @@ import msgspec
 import pytest
 import redis
 
-from aiosessions import (
-    Session,
-    SessionError,
-    Storage,
-    When,
-)
+from aiosessions import Session, SessionError, Storage, When
 from tests.leaks import said_by
 
 ID = "credential-0123456789"
 SECRET = "hunter2-is-secret"
-# Everything in it means something in a URL.
+# Every special character of a URL is in it.
 PASSWORD = "Zq7/Xv9@Wk3:Jp5#Ym1?Tn8%Bc6 [Fd4]"
 PIECES = ("Zq7", "Xv9", "Wk3", "Jp5", "Ym1", "Tn8", "Bc6", "Fd4")
 SECRETS = (ID, SECRET, *PIECES)
+
+HEADER = b"1AbCd-_0123456789999999999999999"
+"""The header of a record without a deadline."""
 
 
 def secretive() -> Session[Any]:
@@ -29,7 +27,7 @@ def secretive() -> Session[Any]:
 
 
 def leaked(error: BaseException) -> list[str]:
-    """The secrets that an error, or what it is chained to, tells."""
+    """The secrets that an error or its chain reveals."""
     said = said_by(error)
     return [secret for secret in SECRETS if secret in said]
 
@@ -53,21 +51,26 @@ VERBS = READS | WRITES | DELETES
 async def refused(
     verb: Verb, storage: Storage[Any], session: Session[Any], kind: type[SessionError], hint: str
 ) -> None:
-    """Check that a verb raises this, says why, tells no secret, and leaves the session alone."""
+    """Check that a verb raises an error with a hint, and leaves the session unchanged.
+
+    Args:
+        verb: The verb.
+        storage: The storage to use.
+        session: The session to use.
+        kind: The exact type of the error.
+        hint: A part of the message.
+    """
     before = msgspec.structs.asdict(session)
     with pytest.raises(kind) as caught:
         await verb(storage, session)
     assert type(caught.value) is kind
     assert hint in str(caught.value)
+    assert not getattr(caught.value, "in_doubt", False)
     assert leaked(caught.value) == []
     assert msgspec.structs.asdict(session) == before
 
 
-# Of a record without a deadline.
-HEADER = b"1AbCd-_0123456789999999999999999"
-
-
 def contents(client: "redis.Redis") -> dict[bytes, Any]:
-    """All that a server holds."""
+    """The serialised values of all keys of a server."""
     keys: Any = client.keys("*")
     return {key: client.dump(key) for key in keys}

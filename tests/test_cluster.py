@@ -1,6 +1,6 @@
 """Sessions in a cluster of real nodes: one connection to each master, and slots that move.
 
-What goes wrong with nodes is in test_cluster_faults.py.
+test_cluster_faults.py covers nodes that fail.
 """
 
 import asyncio
@@ -47,11 +47,10 @@ from tests.callers import (
     slot_of,
 )
 from tests.connecting import run_block
-from tests.servers import Server, binaries, deaf_port
+from tests.servers import Server, binaries, refused_port
 from tests.topologies import (
     Cluster,
     ask,
-    asking,
     cluster,
     connections,
     disconnected,
@@ -63,15 +62,15 @@ from tests.topologies import (
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     """Three masters, each with a replica."""
-    # Nothing fails in here: on a starved machine, a shorter one would have replicas take over.
-    patient = ("--cluster-node-timeout", "30000")
-    with cluster(binaries()["valkey"], *patient, masters=3, replicas=1) as made:
+    # No node fails here. On a busy machine, a shorter timeout would let replicas take over.
+    options = ("--cluster-node-timeout", "30000")
+    with cluster(binaries()["valkey"], *options, masters=3, replicas=1) as made:
         yield made
 
 
 @pytest.fixture
 def nodes(shared_cluster: Cluster) -> Cluster:
-    """The same, empty, and with nothing going on."""
+    """The same cluster, empty, after all nodes agree."""
     shared_cluster.settle()
     shared_cluster.flush()
     return shared_cluster
@@ -80,12 +79,12 @@ def nodes(shared_cluster: Cluster) -> Cluster:
 class TestRedisStorageOnACluster(
     FakeTime, RemoteStorageContract, SharedStorageContract, SelfExpiringStorageContract
 ):
-    """The contract, with redis-py's cluster client as it comes."""
+    """The contract, with redis-py's cluster client."""
 
-    tick = 5.0  # the servers' own clocks cannot be stopped, so this is what a test may take
+    tick = 5.0  # the clocks of the servers cannot be stopped, so a test may take this long
 
     async def advance(self, seconds: float) -> None:
-        """Move the storages' clock, and let the cluster's keys age with it."""
+        """Move the clock of the storages, and age the keys of the cluster."""
         await super().advance(seconds)
         self.nodes.age(seconds)
 
@@ -111,8 +110,8 @@ class TestRedisStorageOnACluster(
 
     @pytest.fixture
     def make_unreachable_storage(self) -> Iterator[StorageFactory]:
-        """Storages of a cluster that nobody can connect to."""
-        with deaf_port() as port:
+        """Storages of a cluster that refuses connections."""
+        with refused_port() as port:
 
             @asynccontextmanager
             async def make(
@@ -127,40 +126,23 @@ class TestRedisStorageOnACluster(
             yield make
 
 
-def forget_statistics(nodes: Cluster) -> None:
-    """Let all nodes count from zero."""
-    for node in nodes.nodes:
-        ask(node, "CONFIG", "RESETSTAT")
-
-
-def calls(nodes: Cluster, command: str) -> Counter[str]:
-    """How often all nodes together were sent a command, and how often they refused it."""
-    found = Counter[str]()
-    for node in nodes.nodes:
-        with asking(node) as client:
-            statistics = client.info("commandstats").get(f"cmdstat_{command}", {})
-        found["calls"] += statistics.get("calls", 0)
-        found["refusals"] += statistics.get("rejected_calls", 0)
-    return found
-
-
-async def test_a_load_is_one_command_to_one_node(nodes: Cluster) -> None:
-    """Nothing is redirected while no slot moves, whatever is in the ids."""
+async def test_load_is_one_command_to_one_node(nodes: Cluster) -> None:
+    """No command is redirected while no slot moves, even with braces in the ids."""
     ids = [f"{new_session_id()}{tag}" for tag in ("", "{}", "{a}", "{b", "}{c}", "{{d}}") * 5]
     async with cluster_storage(nodes) as storage:
         for id in ids:
             await storage.store(Session(id=id))
     async with cluster_storage(nodes) as storage:
-        await storage.ping()  # so that it knows the map, and has not corrected any of it
-        forget_statistics(nodes)
+        await storage.ping()  # so that it has the map from a node
+        nodes.reset_statistics()
 
         await asyncio.gather(*(storage.load(id) for id in ids))
 
-    assert calls(nodes, "getex") == {"calls": len(ids), "refusals": 0}
+    assert nodes.calls("getex") == {"calls": len(ids), "refusals": 0}
 
 
-async def test_a_storage_has_one_connection_to_each_master(nodes: Cluster) -> None:
-    """And none to a replica, also if that was asked for the map, however many callers there are."""
+async def test_one_connection_to_each_master(nodes: Cluster) -> None:
+    """Replicas have none, not even the one that sent the map."""
     masters = nodes.masters()
     replica = nodes.replicas(masters[0])[0]
 
@@ -179,8 +161,8 @@ async def test_a_storage_has_one_connection_to_each_master(nodes: Cluster) -> No
             assert found == {node: count if node in masters else 0 for node in nodes.nodes}
 
 
-def test_the_documentation_runs(nodes: Cluster) -> None:
-    """As it stands, but for the addresses."""
+def test_documentation_runs(nodes: Cluster) -> None:
+    """Only the addresses are replaced."""
     places = {
         f'("node-{number}", 6379)': f'("127.0.0.1", {node.port})'
         for number, node in enumerate(nodes.nodes[:3], start=1)
@@ -191,16 +173,16 @@ def test_the_documentation_runs(nodes: Cluster) -> None:
     assert sum(ask(master, "DBSIZE") for master in nodes.masters()) == 1
 
 
-async def test_a_readiness_check_asks_every_master(nodes: Cluster) -> None:
-    """Also as the first thing that a storage is asked."""
+async def test_ping_asks_every_master(nodes: Cluster) -> None:
+    """It is the first call of the storage, so it has to find the masters."""
     async with cluster_storage(nodes) as storage:
         found = await storage.ping()
 
-    assert [each.role for each in found] == ["master"] * 3
+    assert [(each.role, each.available) for each in found] == [("master", True)] * 3
 
 
-async def test_first_use_by_many_callers_at_once_works(nodes: Cluster) -> None:
-    """Nothing has to be initialised: 200 callers share one look at the map of slots."""
+async def test_first_callers_share_one_discovery(nodes: Cluster) -> None:
+    """200 callers use a new storage at once; it asks for CLUSTER SLOTS once."""
     for _ in range(5):
         async with cluster_storage(nodes) as storage:
             sessions = [Session[Any](id=new_session_id()) for _ in range(200)]
@@ -211,16 +193,16 @@ async def test_first_use_by_many_callers_at_once_works(nodes: Cluster) -> None:
                 await storage.store(session, when=When.ABSENT)
                 assert await storage.load(session.id) == session
 
-            forget_statistics(nodes)
+            nodes.reset_statistics()
             await asyncio.gather(*(use(session) for session in sessions))
 
-            assert calls(nodes, "cluster|slots")["calls"] == 1
+            assert nodes.calls("cluster|slots")["calls"] == 1
             found = Counter({node: connections(node, NAME) for node in nodes.nodes})
             assert max(found.values()) == 1
 
 
-async def test_a_borrowed_client_is_left_as_it_is(nodes: Cluster) -> None:
-    """It works before, during and after, and neither its settings nor its connections change."""
+async def test_borrowed_client_is_unchanged(nodes: Cluster) -> None:
+    """It works before, during and after; its settings and its connections do not change."""
     async with cluster_client(nodes.nodes[0].port) as client:
         await client.set("session:theirs", "1")
         pools = {node.name: id(node) for node in client.get_nodes()}
@@ -238,8 +220,8 @@ async def test_a_borrowed_client_is_left_as_it_is(nodes: Cluster) -> None:
         assert client.connection_kwargs == settings
 
 
-async def test_a_client_that_nobody_used_stays_unused(nodes: Cluster) -> None:
-    """The storage has connections of its own; the client does not connect at all."""
+async def test_borrowed_client_does_not_connect(nodes: Cluster) -> None:
+    """Only the storage connects."""
     async with (
         cluster_client(nodes.nodes[0].port) as client,
         RedisStorage[Any](client, ttl=9) as storage,
@@ -261,8 +243,8 @@ async def test_a_client_that_nobody_used_stays_unused(nodes: Cluster) -> None:
     ],
     ids=["resp2", "resp3", "text", "replicas", "small-pool"],
 )
-async def test_a_client_may_have_any_settings(nodes: Cluster, settings: dict[str, Any]) -> None:
-    """What is for its own connections, or for the form of its replies, makes no difference."""
+async def test_client_settings_make_no_difference(nodes: Cluster, settings: dict[str, Any]) -> None:
+    """They concern the client's connections, or the form of its replies."""
     async with cluster_storage(nodes, **settings) as storage:
         caller = Caller(storage, new_session_id)
         for _ in range(10):
@@ -272,8 +254,8 @@ async def test_a_client_may_have_any_settings(nodes: Cluster, settings: dict[str
         assert caller.unavailable == []
 
 
-async def test_a_prefix_may_choose_the_slot(nodes: Cluster) -> None:
-    """With a hash tag in it, all sessions are on one node, whatever their ids."""
+async def test_prefix_may_choose_the_slot(nodes: Cluster) -> None:
+    """A hash tag in the prefix keeps all sessions on one node."""
     async with (
         cluster_client(nodes.nodes[0].port) as client,
         RedisStorage[Any](client, ttl=600, key_prefix="{app}:") as storage,
@@ -286,8 +268,8 @@ async def test_a_prefix_may_choose_the_slot(nodes: Cluster) -> None:
         assert ask(nodes.owner(key_slot(b"{app}:")), "DBSIZE") == len(sessions)
 
 
-async def test_closing_leaves_nothing_behind(nodes: Cluster) -> None:
-    """No task and no connection to any node, though callers were waiting."""
+async def test_aclose_leaves_nothing_behind(nodes: Cluster) -> None:
+    """No task and no connection remains, even if callers wait."""
     tasks = asyncio.all_tasks()
     async with cluster_client(nodes.nodes[0].port) as client:
         for turns in range(12):
@@ -307,8 +289,8 @@ async def test_closing_leaves_nothing_behind(nodes: Cluster) -> None:
     disconnected(nodes.nodes, NAME)
 
 
-async def test_a_cancelled_closing_leaves_nothing_behind(nodes: Cluster) -> None:
-    """A storage that is left because its scope was cancelled is closed, like any other."""
+async def test_cancelled_aclose_leaves_nothing_behind(nodes: Cluster) -> None:
+    """The storage of a cancelled scope is closed like any other."""
     loop = asyncio.get_running_loop()
     tasks = asyncio.all_tasks()
     async with cluster_client(nodes.nodes[0].port) as client:
@@ -324,8 +306,8 @@ async def test_a_cancelled_closing_leaves_nothing_behind(nodes: Cluster) -> None
     disconnected(nodes.nodes, NAME)
 
 
-async def test_closing_amid_redirections_leaves_nothing_behind(nodes: Cluster) -> None:
-    """No task and no connection, though callers were about to follow an ASK to another node."""
+async def test_aclose_during_redirections_leaves_nothing_behind(nodes: Cluster) -> None:
+    """No task and no connection remains while callers follow an ASK to another node."""
     tag = new_session_id()
     slot = slot_of(f"{{{tag}}}")
     target = next(node for node in nodes.masters() if node is not nodes.owner(slot))
@@ -355,8 +337,8 @@ async def test_closing_amid_redirections_leaves_nothing_behind(nodes: Cluster) -
     "id",
     ["{tag}1", "{tag}2", "a{tag}", "{}", "{}a", "a{}b", "}{", "{", "}", "{{a}}", "{a}{b}", "a}{b}"],
 )
-async def test_braces_in_ids_mean_nothing_to_the_caller(nodes: Cluster, id: str) -> None:
-    """They choose the slot, as hash tags do, and each id is still a session of its own."""
+async def test_braces_in_ids_choose_only_the_slot(nodes: Cluster, id: str) -> None:
+    """Each id is another session."""
     async with cluster_storage(nodes) as storage:
         caller = Caller(storage, lambda: id)
         for _ in range(3):
@@ -369,8 +351,8 @@ async def test_braces_in_ids_mean_nothing_to_the_caller(nodes: Cluster, id: str)
         assert ask(nodes.owner(slot_of(id)), "EXISTS", f"session:{id}") == 1
 
 
-async def test_a_session_can_be_rotated_to_another_node(nodes: Cluster) -> None:
-    """Old and new id need not share a slot: each answers on its own node."""
+async def test_session_rotates_to_another_node(nodes: Cluster) -> None:
+    """The old and the new id need not share a slot."""
     async with cluster_storage(nodes) as storage, SessionManager(storage) as sessions:
         before = await sessions.create(data="mine")
         for _ in range(100):
@@ -379,7 +361,7 @@ async def test_a_session_can_be_rotated_to_another_node(nodes: Cluster) -> None:
                 break
             before = after
         else:
-            pytest.fail("a hundred random ids were all on one node")
+            pytest.fail("a hundred random ids are all on one node")
 
         assert (await sessions.get(after.id)).data == "mine"
         with pytest.raises(SessionConflict):
@@ -387,8 +369,8 @@ async def test_a_session_can_be_rotated_to_another_node(nodes: Cluster) -> None:
         assert await sessions.delete(after.id) is True
 
 
-async def test_nobody_notices_that_a_slot_moves(nodes: Cluster) -> None:
-    """Round and round while all verbs are in use there: no error, and no wrong answer."""
+async def test_moving_slot_causes_no_error(nodes: Cluster) -> None:
+    """The slot moves from master to master while callers use all verbs in it."""
     tag = new_session_id()
     slot = slot_of(f"{{{tag}}}")
     counter = itertools.count()
@@ -412,8 +394,8 @@ async def test_nobody_notices_that_a_slot_moves(nodes: Cluster) -> None:
     assert all(caller.rounds > 3 for caller in callers)
 
 
-async def test_all_verbs_work_while_a_slot_is_half_moved(nodes: Cluster) -> None:
-    """Whatever is where: moved already, not moved yet, or nowhere and created on the way (ASK)."""
+async def test_all_verbs_work_in_a_half_moved_slot(nodes: Cluster) -> None:
+    """Sessions are moved, not moved yet, or created during the move (ASK)."""
     tag = new_session_id()
     slot = slot_of(f"{{{tag}}}")
     target = next(node for node in nodes.masters() if node is not nodes.owner(slot))
@@ -452,7 +434,7 @@ async def test_all_verbs_work_while_a_slot_is_half_moved(nodes: Cluster) -> None
 
 @contextmanager
 def announcing(nodes: Cluster, kind: str, domain: str) -> Iterator[None]:
-    """Have all nodes say in a certain way where they are: by names in a domain, or not by name."""
+    """Let all nodes announce their addresses in one way: by names in a domain, or without names."""
 
     def announce(kind: str, domain: str) -> None:
         for node in nodes.nodes:
@@ -477,10 +459,8 @@ def announcing(nodes: Cluster, kind: str, domain: str) -> Iterator[None]:
     [("hostname", "invalid"), ("hostname", ""), ("unknown-endpoint", "")],
     ids=["hostname", "hostname-not-set", "unknown-endpoint"],
 )
-async def test_nodes_may_announce_what_only_the_client_understands(
-    nodes: Cluster, kind: str, domain: str
-) -> None:
-    """The client's `address_remap`, and "where you reached me", count in the map, MOVED and ASK."""
+async def test_announced_addresses_are_remapped(nodes: Cluster, kind: str, domain: str) -> None:
+    """The client's `address_remap` applies to the map, MOVED and ASK, as do missing names."""
     tag = new_session_id()
     slot = slot_of(f"{{{tag}}}")
     target = next(node for node in nodes.masters() if node is not nodes.owner(slot))

@@ -1,7 +1,7 @@
-"""The storages of this package, each under the contract that every storage has to keep.
+"""The storages of this package under the contract of every storage.
 
-Servers are aged rather than waited for: a test's fake clock moves, and every key on its server
-becomes older by as much. A few tests at the end let a server's own clock run.
+Tests do not wait: they advance a fake clock, and age the keys of their server by the same time. A
+few tests at the end use the clock of the server.
 """
 
 import time
@@ -34,11 +34,11 @@ from aiosessions.testing import (
     StorageFactory,
     SweptStorageContract,
 )
-from tests.servers import Server, SyncClient, age, deaf_port
+from tests.servers import Server, SyncClient, age, refused_port
 
 
 class TestLocalStorage(FakeTime, SweptStorageContract):
-    """In process, on asyncio."""
+    """The local storage on asyncio."""
 
     @pytest.fixture
     def make_storage(self) -> StorageFactory:
@@ -51,7 +51,7 @@ class TestLocalStorage(FakeTime, SweptStorageContract):
 
 
 class TestLocalStorageOnTrio(TestLocalStorage):
-    """In process, on trio."""
+    """The local storage on trio."""
 
     backend = "trio"
 
@@ -59,14 +59,14 @@ class TestLocalStorageOnTrio(TestLocalStorage):
 class RedisContract(
     FakeTime, RemoteStorageContract, SharedStorageContract, SelfExpiringStorageContract
 ):
-    """What `RedisStorage` has to do, over whatever server; subclasses say how its keys age."""
+    """`RedisStorage` over any server; subclasses have a client that ages its keys."""
 
-    tick = 5.0  # a server's own clock cannot be stopped, so this is what a test may take
+    tick = 5.0  # the clock of a server cannot be stopped, so a test may take this long
 
     client: Callable[[], AbstractContextManager[SyncClient]]
 
     async def advance(self, seconds: float) -> None:
-        """Move the storages' clock, and let the server's keys age with it."""
+        """Advance the clock of the storages, and age the keys of the server."""
         await super().advance(seconds)
         with self.client() as client:
             age(client, seconds)
@@ -76,23 +76,23 @@ class RedisContract(
         return RedisStorage(client, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
 
     def owner(self, url: str, ttl: float, codec: Codec[Any] | None) -> RedisStorage[Any]:
-        """A storage with a client of its own."""
+        """A storage with an owned client."""
         return RedisStorage.from_url(
             url, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock, timeout=5.0
         )
 
     @pytest.fixture
     def make_unreachable_storage(self) -> Iterator[StorageFactory]:
-        """Storages of a server that nobody can connect to."""
-        with deaf_port() as port:
+        """Storages of a port that refuses connections."""
+        with refused_port() as port:
 
             def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> RedisStorage[Any]:
                 return self.owner(f"redis://127.0.0.1:{port}", ttl, codec)
 
             yield make
 
-    async def test_a_deadline_is_exact_to_the_millisecond(self) -> None:
-        """Although the server still holds the key: the clock that counts is the caller's."""
+    async def test_deadline_is_exact_to_the_millisecond(self) -> None:
+        """A session ends at its deadline, although the server still has the key."""
         storage = await self.open(ttl=5_000.0)
         deadline = self.now() + timedelta(seconds=3_600)
         sessions = [Session[Any](id=new_session_id(), expires_at=deadline) for _ in range(5)]
@@ -116,7 +116,7 @@ class RedisContract(
 
 
 class TestRedisStorage(RedisContract):
-    """With a client of its own, on each server there is."""
+    """A storage with an owned client, on each available server."""
 
     @pytest.fixture
     def make_storage(self, redis_or_valkey: Server) -> StorageFactory:
@@ -130,12 +130,12 @@ class TestRedisStorage(RedisContract):
         return make
 
 
-class TestRedisStorageWithABorrowedClient(RedisContract):
-    """With redis-py's own client as it comes, on Valkey."""
+class TestRedisStorageWithBorrowedClient(RedisContract):
+    """A storage with a borrowed client of default settings, on Valkey."""
 
     @pytest.fixture
     def make_storage(self, valkey: Server) -> StorageFactory:
-        """Storages on an empty server, each with a client to borrow."""
+        """Storages on an empty server, each with its own client to borrow."""
         valkey.flush()
         self.client = valkey.client
 
@@ -155,7 +155,7 @@ class TestRedisStorageWithABorrowedClient(RedisContract):
 
 
 class TestRedisStorageOnFakeredis(RedisContract):
-    """Over fakeredis, which users have in their own tests: it has to be good enough for these."""
+    """A storage over fakeredis, which applications use in their tests."""
 
     @pytest.fixture
     def make_storage(self) -> StorageFactory:
@@ -176,16 +176,16 @@ class TestRedisStorageOnFakeredis(RedisContract):
         return make
 
 
-class TestServersOwnClocks:
-    """What ageing skips: that servers let time pass for the keys that they are given."""
+class TestClockOfTheServer:
+    """Expiry by the clock of the server, which ageing keys skips."""
 
     def storage(self, server: Server, ttl: float) -> RedisStorage[Any]:
-        """A storage that has the time from the machine, as the server has."""
+        """A storage on the clock of the machine."""
         return RedisStorage.from_url(server.url, ttl=ttl)
 
     @pytest.fixture
     async def server(self, redis_or_valkey: Server) -> AsyncIterator["Redis"]:
-        """A client of an empty server that announces whenever a key has expired."""
+        """A client of an empty server that announces each expiry of a key."""
         redis_or_valkey.flush()
         async with Redis.from_url(redis_or_valkey.url) as client:
             await client.config_set("notify-keyspace-events", "Ex")
@@ -193,21 +193,22 @@ class TestServersOwnClocks:
 
     @pytest.fixture
     async def expired(self, server: "Redis") -> AsyncIterator[AsyncIterator[Any]]:
-        """What the server announces, from now on."""
+        """The announcements from now on."""
         async with server.pubsub() as announcements:
             await announcements.psubscribe("__keyevent@*__:expired")
             messages = announcements.listen()
-            await anext(messages)  # that it has subscribed
+            await anext(messages)  # the confirmation of the subscription
             yield messages
 
-    async def test_an_idle_session_expires(
-        self, redis_or_valkey: Server, expired: AsyncIterator[Any]
+    @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT])
+    async def test_idle_session_expires(
+        self, redis_or_valkey: Server, expired: AsyncIterator[Any], when: When
     ) -> None:
-        """After its TTL of 100 ms, the server is rid of it."""
+        """The server removes a session after its TTL, and not before."""
         session = Session[Any](id=new_session_id())
         async with self.storage(redis_or_valkey, 0.1) as storage:
             start = time.monotonic()
-            await storage.store(session)
+            await storage.store(session, when=when)
 
             with anyio.fail_after(10):
                 message = await anext(expired)
@@ -217,28 +218,18 @@ class TestServersOwnClocks:
             with pytest.raises(SessionNotFound):
                 await storage.load(session.id)
 
-    async def test_a_session_expires_at_its_deadline(
-        self, redis_or_valkey: Server, expired: AsyncIterator[Any]
+    @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT])
+    async def test_session_expires_at_its_deadline(
+        self, redis_or_valkey: Server, expired: AsyncIterator[Any], when: When
     ) -> None:
-        """Its TTL of an hour notwithstanding."""
+        """The server removes a session at its deadline, although its TTL is an hour."""
         session = Session[Any](id=new_session_id())
         async with self.storage(redis_or_valkey, 3_600) as storage:
             session.expires_at = datetime.now(UTC) + timedelta(milliseconds=100)
-            await storage.store(session)
+            await storage.store(session, when=when)
 
             with anyio.fail_after(10):
                 message = await anext(expired)
 
             assert message["data"] == f"session:{session.id}".encode()
             assert datetime.now(UTC) >= session.expires_at - timedelta(milliseconds=10)
-
-    async def test_a_load_renews_the_ttl(self, redis_or_valkey: Server, server: "Redis") -> None:
-        """However little was left of it."""
-        session = Session[Any](id=new_session_id())
-        async with self.storage(redis_or_valkey, 3_600) as storage:
-            await storage.store(session)
-            await server.pexpire(f"session:{session.id}", 10_000)
-
-            await storage.load(session.id)
-
-            assert 3_500_000 < await server.pttl(f"session:{session.id}") <= 3_600_000

@@ -1,4 +1,4 @@
-"""The contract kit in other people's hands: run as its documentation says, beside any plugin."""
+"""The contract kit in another project: the documented examples, beside any pytest plugin."""
 
 import re
 import textwrap
@@ -9,7 +9,7 @@ import pytest
 import aiosessions.testing
 from aiosessions.testing import FakeClock
 
-# pytest-asyncio warns unless told.
+# Without this option pytest-asyncio warns.
 _LOOP_SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")
 PLUGINS = {
     "plain": ("-pno:asyncio", "-pno:anyio"),
@@ -17,8 +17,8 @@ PLUGINS = {
     "asyncio-strict": ("--asyncio-mode=strict", *_LOOP_SCOPE),
     "anyio-auto": ("-pno:asyncio", "--anyio-mode=auto"),
 }
-# One test of each family, so that it is quick also where time is real.
-A_FEW = "ends_when_idle or every_field or increments or bad_id_cannot_be_asked or leaks"
+# One test of each base class, so that the run is short also in real time.
+A_FEW = "stays_expired or every_field or increments or malformed_id_cannot_be_looked_up or leaks"
 
 DOCUMENTED = re.findall(
     r"(?:^ {4}.*\n|^\n(?= {4}))+", aiosessions.testing.__doc__ or "", re.MULTILINE
@@ -43,23 +43,23 @@ GIVEN = """
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    """Somebody's project, with a storage of their own in `my_storage`."""
+    """Another project, with a storage in the module `my_storage`."""
     pytester.makepyfile(my_storage="from aiosessions import LocalStorage as MyStorage\n")
     pytester.syspathinsert()
     return pytester
 
 
 def run(project: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
-    """Run a project's tests. Warnings are errors."""
+    """Run the tests of a project, with warnings as errors."""
     project.makepyfile(tests)
     return project.runpytest_inprocess("-Werror", "-pno:cacheprovider", *options)
 
 
 @pytest.mark.parametrize("options", PLUGINS.values(), ids=PLUGINS)
-def test_the_documented_examples_pass_beside_any_plugin(
+def test_documented_examples_pass_beside_any_plugin(
     project: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
-    """In real time and on a fake clock; nothing is skipped, and no plugin is needed."""
+    """They pass in real time and on a fake clock, without a skip, and without a plugin."""
     real, fake = map(textwrap.dedent, DOCUMENTED)
     fake = fake.replace("TestMyStorage", "TestMyStorageOnAFakeClock")
 
@@ -70,8 +70,8 @@ def test_the_documented_examples_pass_beside_any_plugin(
     assert outcomes["passed"] >= len(DOCUMENTED) * len(A_FEW.split(" or "))
 
 
-def test_own_tests_run_like_the_contract_s(project: pytest.Pytester) -> None:
-    """Coroutine tests of a subclass need no plugin either, and see the same event loop."""
+def test_added_coroutine_tests_run_too(project: pytest.Pytester) -> None:
+    """A coroutine test of a subclass needs no plugin, and runs on the subclass's backend."""
     tests = f"""{HEAD}
 STORAGE = MyStorage
 class TestMine(FakeTime, StorageContract):
@@ -93,8 +93,8 @@ def sniff():
     result.assert_outcomes(passed=1, deselected=result.parseoutcomes()["deselected"])
 
 
-def test_a_storage_that_hangs_fails(project: pytest.Pytester) -> None:
-    """After `patience` seconds, instead of never."""
+def test_hanging_storage_fails(project: pytest.Pytester) -> None:
+    """A test fails after `patience` seconds."""
     tests = f"""{HEAD}
 class STORAGE(MyStorage):
     async def load(self, id):
@@ -104,14 +104,14 @@ class TestMine(FakeTime, StorageContract):
     patience = 0.05
 {GIVEN}
 """
-    result = run(project, tests, "-k=test_load_renews_the_ttl", *PLUGINS["plain"])
+    result = run(project, tests, "-k=test_load_renews_only", *PLUGINS["plain"])
 
     result.assert_outcomes(failed=1, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines(["*TimeoutError*"])
 
 
-def test_failures_say_what_was_compared(project: pytest.Pytester) -> None:
-    """The kit's asserts are as telling as those of a test file."""
+def test_failed_assert_shows_the_compared_values(project: pytest.Pytester) -> None:
+    """Pytest rewrites the asserts of the kit as those of a test file."""
     tests = f"""{HEAD}
 class STORAGE(MyStorage):
     async def delete(self, id):
@@ -120,26 +120,26 @@ class STORAGE(MyStorage):
 class TestMine(FakeTime, StorageContract):
 {GIVEN}
 """
-    result = run(project, tests, "-k=test_delete_says", *PLUGINS["plain"])
+    result = run(project, tests, "-k=test_delete_returns", *PLUGINS["plain"])
 
     result.assert_outcomes(failed=1, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines(["E*assert False is True"])
 
 
-def test_a_missing_fixture_is_named(project: pytest.Pytester) -> None:
-    """Whoever forgets it is told what is missing."""
+def test_missing_fixture_is_named(project: pytest.Pytester) -> None:
+    """The error of a contract without its fixture names the fixture."""
     tests = f"""{HEAD}
 class TestMine(FakeTime, StorageContract):
     pass
 """
-    result = run(project, tests, "-k=test_delete_says", *PLUGINS["plain"])
+    result = run(project, tests, "-k=test_delete_returns", *PLUGINS["plain"])
 
     result.assert_outcomes(errors=1, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines(["*fixture 'make_storage' not found*"])
 
 
-def test_the_fake_clock_moves_when_told_to() -> None:
-    """Both readings move together; only dates can be set back."""
+def test_fake_clock_advances_both_readings() -> None:
+    """`advance` moves both readings, and `set_back` moves the wall clock only."""
     clock = FakeClock()
     start, monotonic = clock.now(), clock.monotonic()
 

@@ -1,82 +1,91 @@
-"""The errors: their statuses, what else they are, and that they travel between processes."""
+"""The errors: their statuses, their base classes, and copies of them."""
 
 import copy
-import inspect
+import itertools
 import pickle
 
 import pytest
 
 import aiosessions
-from aiosessions import errors
+from aiosessions import (
+    CorruptSession,
+    InvalidSession,
+    InvalidSessionId,
+    SessionConflict,
+    SessionError,
+    SessionExists,
+    SessionNotFound,
+    SessionRotated,
+    StorageClosed,
+    StorageMisused,
+    StorageUnavailable,
+)
 
-TABLE = {
-    "SessionError": (500, Exception),
-    "InvalidSession": (400, ValueError),
-    "SessionNotFound": (404, LookupError),
-    "SessionExists": (409, errors.SessionError),
-    "SessionConflict": (409, errors.SessionError),
-    "CorruptSession": (500, errors.SessionError),
-    "StorageUnavailable": (503, errors.SessionError),
-    "StorageClosed": (503, errors.SessionError),
+TABLE: dict[type[SessionError], tuple[int, type[Exception]]] = {
+    SessionError: (500, Exception),
+    InvalidSession: (500, ValueError),
+    InvalidSessionId: (400, InvalidSession),
+    SessionNotFound: (404, LookupError),
+    SessionExists: (409, SessionError),
+    SessionConflict: (409, SessionError),
+    SessionRotated: (409, SessionConflict),
+    CorruptSession: (500, SessionError),
+    StorageUnavailable: (503, SessionError),
+    StorageClosed: (503, SessionError),
+    StorageMisused: (500, RuntimeError),
 }
-each = pytest.mark.parametrize("name", TABLE)
+every_error = pytest.mark.parametrize("error", TABLE)
 
 
-def error_class(name: str) -> type[errors.SessionError]:
-    """The class of this name, as the package shows it."""
-    found: type[errors.SessionError] = getattr(aiosessions, name)
-    return found
+@every_error
+def test_error_has_status_and_base(error: type[SessionError]) -> None:
+    """Each class has the HTTP status of a proxy's answer, and a base that callers may catch."""
+    status, base = TABLE[error]
+
+    assert error.status == error("why").status == status
+    assert issubclass(error, base)
+    assert issubclass(error, SessionError)
 
 
-@each
-def test_statuses_and_bases(name: str) -> None:
-    """Each error has, on its class, the status that a proxy answers with, and its built-in base."""
-    status, base = TABLE[name]
-    cls = error_class(name)
+def test_package_exports_exactly_these_errors() -> None:
+    """Callers find every error of the package in its namespace."""
+    exported = map(vars(aiosessions).get, aiosessions.__all__)
 
-    assert cls.status == status
-    assert cls("why").status == status
-    assert issubclass(cls, base)
-    assert issubclass(cls, aiosessions.SessionError)
+    assert {
+        each for each in exported if isinstance(each, type) and issubclass(each, Exception)
+    } == TABLE.keys()
 
 
-def test_the_table_is_complete() -> None:
-    """There is no error that this file does not know, and all of them can be imported."""
-    defined = {
-        name
-        for name, value in vars(errors).items()
-        if inspect.isclass(value) and issubclass(value, BaseException)
-    }
-
-    assert defined == TABLE.keys()
-    assert defined <= set(aiosessions.__all__)
-
-
-def test_an_outage_is_not_an_absence() -> None:
-    """Whoever catches what means "not there" never catches "cannot look"."""
-    for absence in (aiosessions.SessionNotFound, LookupError, KeyError, ValueError):
-        for outage in (aiosessions.StorageUnavailable, aiosessions.StorageClosed):
+def test_outage_is_not_absence() -> None:
+    """A handler of absent sessions does not catch an outage."""
+    for absence in (SessionNotFound, LookupError, ValueError):
+        for outage in (StorageUnavailable, StorageClosed, StorageMisused):
             assert not issubclass(outage, absence)
 
 
-def test_siblings_are_told_apart() -> None:
-    """No specific error is a kind of another one, so the order of `except` clauses is free."""
-    specific = [error_class(name) for name in TABLE if name != "SessionError"]
+def test_other_errors_are_independent() -> None:
+    """Only the documented errors are subclasses of others, so `except` clauses have any order."""
+    pairs = itertools.permutations(TABLE.keys() - {SessionError}, 2)
 
-    assert [
-        (one.__name__, other.__name__)
-        for one in specific
-        for other in specific
-        if one is not other and issubclass(one, other)
-    ] == []
+    assert {pair for pair in pairs if issubclass(*pair)} == {
+        (InvalidSessionId, InvalidSession),
+        (SessionRotated, SessionConflict),
+    }
 
 
-@each
-def test_errors_can_be_pickled_and_copied(name: str) -> None:
-    """An error that crosses to another process, or is copied, is the same error."""
-    error = error_class(name)("why")
+@every_error
+def test_error_can_be_pickled_and_copied(error: type[SessionError]) -> None:
+    """An error in another process, or a copy, equals the original."""
+    original = error("why")
 
-    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - our own
-        assert type(other) is type(error)
+    for other in (pickle.loads(pickle.dumps(original)), copy.copy(original)):  # noqa: S301 - own
+        assert type(other) is error
         assert str(other) == "why"
-        assert other.status == error.status
+
+
+def test_copy_of_error_keeps_doubt() -> None:
+    """`in_doubt` is False by default, and part of a copy."""
+    doubtful = StorageUnavailable("why", in_doubt=True)
+
+    assert pickle.loads(pickle.dumps(doubtful)).in_doubt is True  # noqa: S301 - our own
+    assert StorageUnavailable("why").in_doubt is False

@@ -1,4 +1,4 @@
-"""The fault proxy itself: a test that relies on a fault must be able to rely on the proxy."""
+"""The fault proxy, on which tests of faults rely."""
 
 import asyncio
 import math
@@ -25,9 +25,9 @@ from tests.fault_proxy import (
     truncate,
     until,
 )
-from tests.servers import Server, deaf_port
+from tests.servers import Server, refused_port
 
-# One of each type, nested, empty, null, and with attributes.
+# Every type: nested, empty, null, and with attributes.
 _VALUES = [
     b"+OK\r\n",
     b"-ERR no\r\n",
@@ -52,22 +52,14 @@ _VALUES = [
 ]
 
 
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
-    """A proxy for an empty server."""
-    valkey.flush()
-    async with FaultProxy(valkey.port) as proxy:
-        yield proxy
-
-
-def connect(proxy: FaultProxy, *, protocol: int = 3) -> Any:  # redis-py has its types half
-    """A client that connects when it is used."""
+def connect(proxy: FaultProxy, *, protocol: int = 3) -> Any:  # parts of redis-py are untyped
+    """A client that connects at its first command."""
     return Redis.from_url(proxy.url, max_connections=1, protocol=protocol)
 
 
 @asynccontextmanager
 async def client(proxy: FaultProxy) -> AsyncIterator[Any]:
-    """A client with one connection through the proxy, connected, whose handshake is not counted."""
+    """A client with one open connection through the proxy. Its handshake is not counted."""
     async with connect(proxy, protocol=2) as redis:
         await redis.ping()
         proxy.counts = Counts()
@@ -75,8 +67,8 @@ async def client(proxy: FaultProxy) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 64, math.inf], ids=str)
-def test_a_stream_is_cut_into_values(step: float) -> None:
-    """Whatever the types, however they are nested, and however the stream arrives."""
+def test_framer_cuts_stream_into_values(step: float) -> None:
+    """The framer finds values of every type, in chunks of any size."""
     stream = b"".join(_VALUES)
     size = min(len(stream), int(min(step, 10_000)))
     framer = Framer()
@@ -91,22 +83,22 @@ def test_a_stream_is_cut_into_values(step: float) -> None:
 
 
 @pytest.mark.parametrize("value", _VALUES)
-def test_a_value_is_passed_on_only_when_it_is_whole(value: bytes) -> None:
-    """One byte less is not enough."""
+def test_framer_waits_for_last_byte(value: bytes) -> None:
+    """The framer returns a value only when its last byte has come."""
     framer = Framer()
 
     assert framer.feed(value[:-1]) == []
     assert framer.feed(value[-1:]) == [value]
 
 
-def test_what_is_no_resp_is_told() -> None:
-    """A stream that the proxy cannot follow would make every fault hit at random."""
+def test_framer_refuses_other_protocols() -> None:
+    """A stream that is not RESP is an error, because faults would hit at random."""
     with pytest.raises(ValueError, match="no type"):
         Framer().feed(b"GET key\r\n")
 
 
-async def test_what_no_fault_is_ordered_for_passes(proxy: FaultProxy) -> None:
-    """Alone, pipelined, large and nested, with RESP2 and RESP3; and it is counted."""
+async def test_messages_pass_unchanged(proxy: FaultProxy) -> None:
+    """Single, pipelined, large and nested messages pass, in RESP2 and RESP3."""
     for protocol in (2, 3):
         async with connect(proxy, protocol=protocol) as redis:
             large = b"x\r\n" * 400_000
@@ -126,8 +118,8 @@ async def test_what_no_fault_is_ordered_for_passes(proxy: FaultProxy) -> None:
     assert proxy.counts.requests["GET"] == 2 * 101
 
 
-async def test_it_counts(proxy: FaultProxy) -> None:
-    """Requests by name, replies, bytes, and how often the client had to wait."""
+async def test_proxy_counts_messages(proxy: FaultProxy) -> None:
+    """The proxy counts requests by name, replies, bytes and round trips."""
     async with client(proxy) as redis:
         await redis.set("a", 1)
         await redis.set("b", 2)
@@ -138,26 +130,26 @@ async def test_it_counts(proxy: FaultProxy) -> None:
 
     assert counts.requests == {"SET": 2, "GET": 3}
     assert counts.replies == 5
-    assert (counts.round_trips, counts.chunks, counts.most_under_way) == (3, 3, 3)
+    assert (counts.round_trips, counts.chunks, counts.most_in_flight) == (3, 3, 3)
     assert counts.bytes_in == 2 * len(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n") + 3 * len(
         b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n"
     )
     assert counts.bytes_out == len(b"+OK\r\n" * 2 + b"$1\r\n1\r\n" * 2 + b"$-1\r\n")
 
 
-async def test_it_counts_connections(proxy: FaultProxy) -> None:
-    """All there have been, and those that are open."""
+async def test_proxy_counts_connections(proxy: FaultProxy) -> None:
+    """The proxy counts all connections, and lists the open ones."""
     for _ in range(2):
         async with client(proxy):
             assert len(proxy.tunnels) == 1
     async with client(proxy), client(proxy):
-        proxy.counts.connections += 3  # which have been forgotten with the handshakes
+        proxy.counts.connections += 3  # `client` has reset the counts
         assert len(proxy.tunnels) == 2
     assert proxy.counts.connections == 3
 
 
-async def test_a_request_that_is_cut_never_arrives(proxy: FaultProxy, valkey: Server) -> None:
-    """The server does not see it; what was sent before it in one go has arrived."""
+async def test_cut_request_never_arrives(proxy: FaultProxy, valkey: Server) -> None:
+    """The server does not see a cut request; earlier requests of the same write arrive."""
     order = proxy.on_request("SET", cut, first=2)
     async with client(proxy) as redis:
         with pytest.raises(RedisConnectionError):
@@ -170,10 +162,10 @@ async def test_a_request_that_is_cut_never_arrives(proxy: FaultProxy, valkey: Se
 
 
 @pytest.mark.parametrize("fault", [cut, reset, truncate])
-async def test_a_reply_that_is_cut_was_applied(
+async def test_command_with_cut_reply_was_applied(
     proxy: FaultProxy, valkey: Server, fault: Any
 ) -> None:
-    """The server has done it, and only its reply is lost."""
+    """The server has applied a command whose reply is lost."""
     proxy.on_reply("SET", fault, first=2)
     async with client(proxy) as redis:
         await redis.set("a", 1)
@@ -184,8 +176,9 @@ async def test_a_reply_that_is_cut_was_applied(
         assert sorted(direct.keys()) == [b"a", b"b"]
 
 
-async def test_a_reset_is_a_reset(proxy: FaultProxy) -> None:
-    """Not an orderly end: the peer is told so."""
+@pytest.mark.every_loop
+async def test_reset_sends_rst(proxy: FaultProxy) -> None:
+    """After `reset`, the client sees a reset instead of an orderly end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     proxy.on_reply("PING", reset)
     writer.write(b"*1\r\n$4\r\nPING\r\n")
@@ -195,8 +188,8 @@ async def test_a_reset_is_a_reset(proxy: FaultProxy) -> None:
     writer.close()
 
 
-async def test_a_reply_can_be_swallowed(proxy: FaultProxy) -> None:
-    """The connection stays open, and its replies are one off from then on."""
+async def test_swallow_drops_reply(proxy: FaultProxy) -> None:
+    """After `swallow`, the connection stays open, and the next reply comes in its place."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     proxy.on_reply("ECHO", swallow)
     for word in (b"a", b"b"):
@@ -206,8 +199,8 @@ async def test_a_reply_can_be_swallowed(proxy: FaultProxy) -> None:
     writer.close()
 
 
-async def test_a_reply_can_be_replaced(proxy: FaultProxy) -> None:
-    """By another one, or by garbage; to as many as ordered."""
+async def test_replace_changes_ordered_replies(proxy: FaultProxy) -> None:
+    """`replace` puts a reply or garbage in the place of as many replies as ordered."""
     proxy.on_reply("GET", replace(b"$5\r\nother\r\n"), times=2)
     proxy.on_reply("GET", replace(b"garbage\r\n"), first=3)
     async with client(proxy) as redis:
@@ -218,16 +211,16 @@ async def test_a_reply_can_be_replaced(proxy: FaultProxy) -> None:
         assert await redis.get("a") == b"1"
 
 
-async def test_a_connection_can_be_told_what_nobody_asked_for(proxy: FaultProxy) -> None:
-    """Between two replies."""
+async def test_say_sends_unsolicited_reply(proxy: FaultProxy) -> None:
+    """`Tunnel.say` sends a reply without a request."""
     async with client(proxy) as redis:
         proxy.tunnels[0].say(b"$3\r\nodd\r\n")
         assert await redis.get("a") == b"odd"
 
 
 @pytest.mark.parametrize("where", ["on_request", "on_reply"])
-async def test_a_message_can_be_held(proxy: FaultProxy, valkey: Server, where: str) -> None:
-    """Until an event; whatever follows waits with it."""
+async def test_hold_waits_for_event(proxy: FaultProxy, valkey: Server, where: str) -> None:
+    """`hold` keeps a request or a reply until an event is set."""
     released = asyncio.Event()
     order = getattr(proxy, where)("SET", hold(released))
     async with client(proxy) as redis:
@@ -241,8 +234,8 @@ async def test_a_message_can_be_held(proxy: FaultProxy, valkey: Server, where: s
         assert await task is True
 
 
-async def test_a_message_can_be_delayed(proxy: FaultProxy) -> None:
-    """By so many seconds."""
+async def test_delay_holds_reply_for_seconds(proxy: FaultProxy) -> None:
+    """`delay` passes a reply on after the given time."""
     proxy.on_reply("PING", delay(0.05), first=2)
     async with client(proxy) as redis:
         start = asyncio.get_running_loop().time()
@@ -250,8 +243,8 @@ async def test_a_message_can_be_delayed(proxy: FaultProxy) -> None:
         assert asyncio.get_running_loop().time() - start >= 0.049
 
 
-async def test_a_fault_sees_what_passes(proxy: FaultProxy) -> None:
-    """The command with its arguments, and the reply; it decides what is passed on."""
+async def test_fault_sees_request_and_reply(proxy: FaultProxy) -> None:
+    """A fault sees the command with its arguments, and the reply."""
     seen: list[Any] = []
 
     async def look(exchange: Exchange) -> bytes:
@@ -267,8 +260,8 @@ async def test_a_fault_sees_what_passes(proxy: FaultProxy) -> None:
     assert seen == [("SET", arguments, None), ("SET", arguments, b"+OK\r\n")]
 
 
-async def test_what_is_pushed_is_no_reply(proxy: FaultProxy, valkey: Server) -> None:
-    """It passes, and replies stay with their requests."""
+async def test_push_message_is_not_counted_as_reply(proxy: FaultProxy, valkey: Server) -> None:
+    """A push message passes, and later replies still belong to their requests."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     replaced = proxy.on_reply("PING", replace(b"+mine\r\n"))
     writer.write(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n")
@@ -285,8 +278,8 @@ async def test_what_is_pushed_is_no_reply(proxy: FaultProxy, valkey: Server) -> 
     writer.close()
 
 
-async def test_everything_can_be_stalled(proxy: FaultProxy, valkey: Server) -> None:
-    """Nothing passes, and nothing is lost: not even what a client sent that has gone since."""
+async def test_stall_holds_everything(proxy: FaultProxy, valkey: Server) -> None:
+    """`stall` holds all messages and loses none, even if their client has closed."""
     async with client(proxy) as redis:
         proxy.stall()
         task = asyncio.create_task(redis.set("a", 1))
@@ -302,8 +295,8 @@ async def test_everything_can_be_stalled(proxy: FaultProxy, valkey: Server) -> N
             await until(lambda: direct.exists("b") and len(proxy.tunnels) == 1)
 
 
-async def test_every_connection_can_be_closed(proxy: FaultProxy) -> None:
-    """At any time, in good order; new ones are welcome."""
+async def test_cut_closes_every_connection(proxy: FaultProxy) -> None:
+    """`FaultProxy.cut` closes all connections in an orderly way, and accepts new ones."""
     peers = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(2)]
     await until(lambda: len(proxy.tunnels) == 2)
 
@@ -316,8 +309,9 @@ async def test_every_connection_can_be_closed(proxy: FaultProxy) -> None:
         assert await redis.ping()
 
 
-async def test_every_connection_can_be_reset(proxy: FaultProxy) -> None:
-    """At any time; new ones are welcome."""
+@pytest.mark.every_loop
+async def test_reset_resets_every_connection(proxy: FaultProxy) -> None:
+    """`FaultProxy.reset` resets all connections, and accepts new ones."""
     peers = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(2)]
     await until(lambda: len(proxy.tunnels) == 2)
 
@@ -331,8 +325,8 @@ async def test_every_connection_can_be_reset(proxy: FaultProxy) -> None:
         assert await redis.ping()
 
 
-async def test_orders_can_be_forgotten(proxy: FaultProxy) -> None:
-    """Then everything passes again."""
+async def test_forgive_cancels_orders(proxy: FaultProxy) -> None:
+    """After `forgive`, all messages pass again."""
     proxy.on_reply("PING", cut, times=math.inf)
     async with connect(proxy) as redis:
         with pytest.raises(RedisConnectionError):
@@ -341,10 +335,10 @@ async def test_orders_can_be_forgotten(proxy: FaultProxy) -> None:
         assert await redis.ping()
 
 
-async def test_the_server_can_change(proxy: FaultProxy) -> None:
-    """For new connections, as in a failover; where no server is, connections are closed."""
-    with deaf_port() as nobody:
-        there, proxy.target = proxy.target, nobody
+async def test_target_can_change(proxy: FaultProxy) -> None:
+    """New connections go to the new target; without a server there, the proxy closes them."""
+    with refused_port() as refused:
+        there, proxy.target = proxy.target, refused
         async with connect(proxy) as redis:
             with pytest.raises(RedisConnectionError):
                 await redis.ping()
@@ -352,8 +346,9 @@ async def test_the_server_can_change(proxy: FaultProxy) -> None:
             assert await redis.ping()
 
 
-async def test_it_leaves_nothing_behind(valkey: Server) -> None:
-    """No task, and no connection, whatever it was doing."""
+@pytest.mark.every_loop
+async def test_closed_proxy_leaves_nothing(valkey: Server) -> None:
+    """A closed proxy leaves no task and no connection, even if it held messages."""
     before = asyncio.all_tasks()
     async with FaultProxy(valkey.port) as proxy:
         held = proxy.on_reply("PING", hold(asyncio.Event()))

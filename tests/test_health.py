@@ -1,8 +1,7 @@
-"""The readiness check: what it says about servers, and what it does when they cannot be asked."""
+"""The readiness check: its report on servers, and its errors when no server answers."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,17 +9,17 @@ from redis.asyncio import Redis
 
 from aiosessions import (
     RedisStorage,
+    ServerHealth,
     Session,
     StorageClosed,
     StorageUnavailable,
-    When,
     new_session_id,
 )
-from aiosessions.redis.health import health_from_info
+from aiosessions.redis.health import health as health_of
 from tests.callers import cluster_storage
-from tests.fault_proxy import Counts, Exchange, FaultProxy, delay, replace
+from tests.fault_proxy import Counts, FaultProxy, delay, replace
 from tests.leaks import said_by
-from tests.servers import Server, binaries, deaf_port, running
+from tests.servers import Server, binaries, refused_port, running
 from tests.topologies import Cluster, ask, cluster, mended
 
 Storage = RedisStorage[Any]
@@ -28,14 +27,14 @@ Storage = RedisStorage[Any]
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    """A server for this module alone."""
+    """A server of this module."""
     with running(binaries()["valkey"]) as server:
         yield server
 
 
 @pytest.fixture
 def pliable(own_server: Server) -> Iterator[Server]:
-    """A server whose settings may be changed; the next test finds it as it was."""
+    """A server with settings that a test may change; a restart restores them."""
     yield own_server
     own_server.kill()
     own_server.start()
@@ -43,16 +42,9 @@ def pliable(own_server: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """Two masters."""
+    """A cluster of two masters."""
     with cluster(binaries()["valkey"], masters=2) as made:
         yield made
-
-
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
-    """A proxy for a server that is well."""
-    async with FaultProxy(valkey.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -65,30 +57,32 @@ async def storage(proxy: FaultProxy) -> AsyncIterator[Storage]:
 
 
 async def warnings_of(server: Server) -> tuple[str, ...]:
-    """What the check warns of."""
+    """The warnings of the check."""
     async with Storage.from_url(server.url, ttl=60) as storage:
         (health,) = await storage.ping()
     return health.warnings
 
 
-# What is said.
+# Reports.
 
 
-async def test_a_server_that_is_well(redis_or_valkey: Server) -> None:
-    """Is a master of that name and version that evicts nothing, and there is nothing to warn of."""
+async def test_good_server_causes_no_warning(redis_or_valkey: Server) -> None:
+    """The report has the address, name, version, role and policy of the server."""
     async with Storage.from_url(redis_or_valkey.url, ttl=60) as storage:
         (health,) = await storage.ping()
 
     with redis_or_valkey.client() as client:
         info: Any = client.info()
+    assert health.available
+    assert health.address == f"127.0.0.1:{redis_or_valkey.port}"
     assert health.name == info.get("server_name", "redis")
     assert health.version == info.get("valkey_version", info["redis_version"])
     assert (health.role, health.eviction_policy, health.warnings) == ("master", "noeviction", ())
     assert 0 < health.round_trip < 5
 
 
-async def test_it_is_one_round_trip(proxy: FaultProxy, storage: Storage) -> None:
-    """On the connection that all callers share."""
+async def test_ping_is_one_round_trip(proxy: FaultProxy, storage: Storage) -> None:
+    """INFO is sent on the connection that all callers share."""
     await storage.ping()
 
     assert proxy.counts.requests == {"INFO": 1}
@@ -96,17 +90,17 @@ async def test_it_is_one_round_trip(proxy: FaultProxy, storage: Storage) -> None
     assert proxy.counts.connections == 0
 
 
-async def test_the_round_trip_is_timed(proxy: FaultProxy, storage: Storage) -> None:
-    """From the question to the answer."""
+async def test_round_trip_is_measured(proxy: FaultProxy, storage: Storage) -> None:
+    """The report has the seconds from the question to the answer."""
     proxy.on_reply("INFO", delay(0.2))
 
     (health,) = await storage.ping()
 
-    assert 0.2 <= health.round_trip < 1.2
+    assert health.round_trip >= 0.2
 
 
-async def test_it_disturbs_nobody(storage: Storage) -> None:
-    """Many at once, among loads and stores."""
+async def test_ping_disturbs_no_other_call(storage: Storage) -> None:
+    """Many checks among many loads each get their own reply."""
     sessions = [Session[Any](id=new_session_id(), data=number) for number in range(50)]
     await asyncio.gather(*(storage.store(session) for session in sessions))
 
@@ -118,8 +112,8 @@ async def test_it_disturbs_nobody(storage: Storage) -> None:
     assert {len(healths) for healths in results[:50]} == {1}
 
 
-async def test_a_borrowed_client_will_do(valkey: Server) -> None:
-    """Also one that decodes what it reads."""
+async def test_ping_works_with_decoding_client(valkey: Server) -> None:
+    """A borrowed client that decodes replies makes no difference."""
     async with (
         Redis.from_url(valkey.url, decode_responses=True) as client,
         Storage(client, ttl=60) as storage,
@@ -129,45 +123,49 @@ async def test_a_borrowed_client_will_do(valkey: Server) -> None:
     assert health.name == "valkey"
 
 
-async def test_every_master_of_a_cluster_is_asked(nodes: Cluster) -> None:
-    """However few of them have been used."""
+async def test_ping_asks_every_master_of_a_cluster(nodes: Cluster) -> None:
+    """The report has all masters, also those that the storage has not used."""
     async with cluster_storage(nodes) as storage:
         healths = await storage.ping()
 
-    assert [health.role for health in healths] == ["master", "master"]
-    assert [health.warnings for health in healths] == [(), ()]
+    addresses = {f"127.0.0.1:{node.port}" for node in nodes.nodes}
+    assert {health.address for health in healths} == addresses
+    assert [(health.role, health.warnings) for health in healths] == [("master", ())] * 2
 
 
-async def test_a_cluster_is_as_ready_as_its_masters(nodes: Cluster) -> None:
-    """One that is gone, or hangs, makes it unavailable, in time."""
+@pytest.mark.parametrize("end", [Server.pause, Server.kill])
+async def test_silent_master_is_not_available(
+    nodes: Cluster, end: Callable[[Server], None]
+) -> None:
+    """The report tells the reason for that master, and has the other ones as usual."""
     last = nodes.nodes[1]
     async with cluster_storage(nodes, timeout=0.5) as storage:
         await storage.ping()
-        for end in (last.pause, last.kill):
-            end()
-            with mended(last):
-                start = time.monotonic()
-                with pytest.raises(StorageUnavailable):
-                    await storage.ping()
-                assert time.monotonic() - start < 1.0
+        end(last)
+        with mended(last):
+            healths = {health.address: health for health in await storage.ping()}
         await asyncio.to_thread(nodes.settle)
-        assert len(await storage.ping()) == 2
+
+    gone = healths.pop(f"127.0.0.1:{last.port}")
+    (other,) = healths.values()
+    assert (gone.available, gone.version, len(gone.warnings)) == (False, "", 1)
+    assert (other.available, other.warnings) == (True, ())
 
 
-# What it warns of.
+# Warnings.
 
 
-async def test_a_replica_is_warned_of(pliable: Server) -> None:
-    """It accepts neither writes nor loads."""
-    with deaf_port() as nobody:
-        ask(pliable, "REPLICAOF", "127.0.0.1", nobody)
+async def test_replica_causes_a_warning(pliable: Server) -> None:
+    """A replica accepts neither writes nor loads."""
+    with refused_port() as port:
+        ask(pliable, "REPLICAOF", "127.0.0.1", port)
         (warning,) = await warnings_of(pliable)
     assert "replica" in warning
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "volatile-lru"])
-async def test_eviction_of_sessions_is_warned_of(pliable: Server, policy: str) -> None:
-    """They all have a TTL, so every policy but one evicts them, if memory is limited at all."""
+async def test_eviction_causes_a_warning(pliable: Server, policy: str) -> None:
+    """All sessions have a TTL, so every policy except noeviction removes them at the limit."""
     ask(pliable, "CONFIG", "SET", "maxmemory-policy", policy)
     assert await warnings_of(pliable) == ()
 
@@ -180,155 +178,111 @@ async def test_eviction_of_sessions_is_warned_of(pliable: Server, policy: str) -
     assert await warnings_of(pliable) == ()
 
 
-def rewriting(field: bytes, value: bytes) -> Any:
-    """A server that says something else about itself."""
-
-    async def fault(exchange: Exchange) -> bytes:
-        assert exchange.reply is not None
-        text = exchange.reply.partition(b"\r\n")[2]
-        before, _, rest = text.partition(field + b":")
-        said = before + field + b":" + value + b"\r\n" + rest.partition(b"\r\n")[2]
-        said = said.removesuffix(b"\r\n")
-        return b"$%d\r\n%b\r\n" % (len(said), said)
-
-    return fault
+def report(info: bytes) -> ServerHealth:
+    """The report for a reply to INFO."""
+    return health_of("localhost:6379", info, 0.1)
 
 
 @pytest.mark.parametrize("version", ["2.8.24", "5.0.14", "6.0.16", "6.1.240"])
-async def test_a_server_that_is_too_old_is_warned_of(
-    proxy: FaultProxy, storage: Storage, version: str
-) -> None:
-    """With what it lacks, and what is needed."""
-    proxy.on_reply("INFO", rewriting(b"redis_version", version.encode()))
+def test_old_version_causes_a_warning(version: str) -> None:
+    """The warning names the version, the missing command, and the version that is needed."""
+    (warning,) = report(f"redis_version:{version}\r\n".encode()).warnings
 
-    (health,) = await storage.ping()
-
-    (warning,) = health.warnings
     assert version in warning
     assert "GETEX" in warning
     assert "6.2" in warning
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.2.3", "10.0.0", "255.255.255"])
-async def test_a_server_that_is_new_enough_is_not(
-    proxy: FaultProxy, storage: Storage, version: str
-) -> None:
-    """Nor one that has not been released yet."""
-    proxy.on_reply("INFO", rewriting(b"redis_version", version.encode()))
-
-    (health,) = await storage.ping()
-
-    assert health.warnings == ()
+def test_new_version_causes_no_warning(version: str) -> None:
+    """All versions since 6.2 are fine, also future ones."""
+    assert report(f"redis_version:{version}\r\n".encode()).warnings == ()
 
 
 @pytest.mark.parametrize(
     "info",
-    [b"", b"\r\n# Server\r\n", b"redis_version:\r\n", b"redis_version:unstable\r\n", b"\xff:\xfe"],
+    [
+        b"",
+        b"\r\n# Server\r\n",
+        b"redis_version:\r\n",
+        b"redis_version:unstable\r\n",
+        b"redis_version:" + b"9" * 5_000,
+        b"redis_version:7." * 1_000,
+        b"\xff:\xfe",
+    ],
+    ids=lambda info: repr(info)[:20],
 )
-def test_what_a_server_does_not_say_is_not_warned_of(info: bytes) -> None:
-    """Nothing is known then, so nothing is claimed."""
-    assert health_from_info(info, 0.1).warnings == ()
+def test_odd_field_causes_no_warning(info: bytes) -> None:
+    """A field that a server leaves out, or fills with nonsense, is neither warning nor error."""
+    health = report(info)
+
+    assert (health.available, health.role, health.warnings) == (True, "", ())
 
 
-@pytest.mark.parametrize("info", [b"redis_version:" + b"9" * 5_000, b"redis_version:7." * 1_000])
-def test_nonsense_for_a_version_is_no_error(info: bytes) -> None:
-    """Whatever the check makes of it."""
-    assert health_from_info(info, 0.1).role == ""
-
-
-# Servers that lack what is needed.
-
-
-@pytest.fixture(scope="module", params=binaries())
-def without_getex(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server that does not know the command, as before Redis 6.2."""
-    with running(binaries()[request.param], "--rename-command", "GETEX", "") as server:
-        yield server
-
-
-async def test_a_server_without_getex_is_refused(without_getex: Server) -> None:
-    """A load says what it lacks, and nothing of whose session it was."""
-    session = Session[Any](id=new_session_id(), data="a secret")
-    async with Storage.from_url(without_getex.url, ttl=60) as storage:
-        await storage.store(session, when=When.ABSENT)
-        with pytest.raises(StorageUnavailable, match=r"GETEX: Redis 6\.2 or later") as raised:
-            await storage.load(session.id)
-
-    assert isinstance(raised.value.__cause__, Exception)
-    assert session.id not in said_by(raised.value)
+# Servers without GETEX. test_bad_servers.py has a real one.
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
-        "-ERR unknown command 'GETEX'",  # Redis 4
+        "-ERR unknown command 'GETEX'",
         "-ERR unknown command `GETEX`, with args beginning with: `session:{id}`, `PX`, `60000`, ",
         "-ERR unknown command 'GETEX', with args beginning with: 'session:{id}' 'PX' '60000' ",
     ],
-    ids=["4", "5", "7"],
+    ids=["redis-4", "redis-5", "redis-7"],
 )
-async def test_old_servers_say_it_in_their_ways(
-    proxy: FaultProxy, storage: Storage, said: str
+async def test_all_wordings_of_old_servers_are_understood(
+    proxy: FaultProxy, storage: Storage, text: str
 ) -> None:
-    """And are understood all the same."""
+    """The error says which version is needed, and does not repeat the id of the reply."""
     id = new_session_id()
-    proxy.on_reply("GETEX", replace(said.format(id=id).encode() + b"\r\n"))
+    proxy.on_reply("GETEX", replace(text.format(id=id).encode() + b"\r\n"))
 
-    with pytest.raises(StorageUnavailable, match=r"GETEX: Redis 6\.2 or later") as raised:
+    with pytest.raises(StorageUnavailable, match=r"GETEX: Redis 6\.2 or later") as caught:
         await storage.load(id)
 
-    assert id not in said_by(raised.value)
+    assert id not in said_by(caught.value)
 
 
-# When it cannot be asked.
+# Errors.
 
 
-async def test_a_server_that_is_not_there_is_unavailable() -> None:
-    """At once."""
-    with deaf_port() as port:
+async def test_absent_server_is_unavailable() -> None:
+    """`ping` raises if no server answers."""
+    with refused_port() as port:
         async with Storage.from_url(f"redis://127.0.0.1:{port}", ttl=60) as storage:
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(StorageUnavailable, match="Connection refused"):
                 await storage.ping()
 
 
-async def test_a_server_that_hangs_is_unavailable(pliable: Server) -> None:
-    """When the timeout is over; and well again when it goes on."""
+async def test_hanging_server_is_unavailable(pliable: Server) -> None:
+    """`ping` raises at the timeout, and works again when the server goes on."""
     async with Storage.from_url(pliable.url, ttl=60, timeout=0.3) as storage:
         await storage.ping()
         with mended(pliable):
             pliable.pause()
-            start = time.monotonic()
             with pytest.raises(StorageUnavailable, match="did not answer in time"):
                 await storage.ping()
-            assert time.monotonic() - start < 0.8
         assert len(await storage.ping()) == 1
 
 
-async def test_a_user_without_the_right_is_told(pliable: Server) -> None:
-    """That it may not ask; sessions are served all the same."""
+async def test_user_without_the_right_is_refused(pliable: Server) -> None:
+    """The error says that the right is missing; sessions do not need it."""
     password = "a-password-that-is-secret"
     rights = ("~session:*", "+getex", "+set", "+client|setname")
     ask(pliable, "ACL", "SETUSER", "app", "on", f">{password}", *rights)
     url = pliable.url.replace("redis://", f"redis://app:{password}@")
     async with Storage.from_url(url, ttl=60) as storage:
-        with pytest.raises(StorageUnavailable, match="may not run a command") as raised:
+        with pytest.raises(StorageUnavailable, match="may not run a command") as caught:
             await storage.ping()
         await storage.store(Session(id="session"))
         assert (await storage.load("session")).id == "session"
 
-    assert password not in said_by(raised.value)
+    assert password not in said_by(caught.value)
 
 
-async def test_a_missing_password_is_told(pliable: Server) -> None:
-    """As what it is."""
-    ask(pliable, "CONFIG", "SET", "requirepass", "secret")
-    async with Storage.from_url(pliable.url, ttl=60) as storage:
-        with pytest.raises(StorageUnavailable, match="password"):
-            await storage.ping()
-
-
-async def test_a_closed_storage_asks_nobody(valkey: Server) -> None:
-    """Like any verb."""
+async def test_closed_storage_does_not_ping(valkey: Server) -> None:
+    """`ping` raises `StorageClosed` like any verb."""
     storage = Storage.from_url(valkey.url, ttl=60)
     await storage.ping()
     await storage.aclose()

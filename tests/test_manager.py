@@ -1,6 +1,7 @@
-"""`SessionManager`: creating, loading, saving and deleting sessions, and how long they live."""
+"""`SessionManager`: creating, loading, saving and deleting sessions, and their lifetimes."""
 
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from aiosessions import (
     InvalidSession,
+    InvalidSessionId,
     JsonCodec,
     LocalStorage,
     Session,
@@ -17,144 +19,263 @@ from aiosessions import (
     SessionNotFound,
     StorageClosed,
     StorageUnavailable,
-    When,
 )
 from tests.backends import on_both
-from tests.hooked import Setting, fields, unavailable
+from tests.intercepted import Replicas, fields, unavailable_at
+
+VERBS: dict[str, Callable[[SessionManager[Any], Session[Any]], Awaitable[Any]]] = {
+    "get": lambda sessions, session: sessions.get(session.id),
+    "save": lambda sessions, session: sessions.save(session),
+    "mutate": lambda sessions, session: sessions.mutate(session, lambda _: None),
+    "rotate": lambda sessions, session: sessions.rotate(session),
+}
 
 # create
 
 
 @on_both
-async def test_created_sessions_can_be_got() -> None:
-    """What `create` returns is what is stored: its fields, its dates and its revision."""
-    s = Setting()
+async def test_created_session_can_be_loaded() -> None:
+    """`create` returns the stored session: its fields, its dates and its revision."""
+    r = Replicas()
 
-    session = await s.sessions.create(
+    session = await r.sessions.create(
         kind="mcp", principal="alice", metadata={"a": "b"}, data={"n": 1}
     )
 
     assert (session.kind, session.principal) == ("mcp", "alice")
     assert (session.metadata, session.data) == ({"a": "b"}, {"n": 1})
-    assert session.created_at == session.updated_at == s.clock.now()
+    assert session.created_at == session.updated_at == r.clock.now()
     assert session.expires_at is None
     assert session.revision
-    assert s.storage.calls == ["store absent"]
-    assert await s.sessions.get(session.id) == session
+    assert r.storage.calls == ["store absent"]
+    assert await r.sessions.get(session.id) == session
 
 
 @on_both
-async def test_created_sessions_have_ids_of_their_own() -> None:
-    """Without an id, each gets a new one that nobody can guess."""
-    s = Setting()
+async def test_new_ids_are_random() -> None:
+    """Sessions that are created without an id get different, long ones."""
+    r = Replicas()
 
-    ids = {(await s.sessions.create()).id for _ in range(50)}
+    ids = {(await r.sessions.create()).id for _ in range(50)}
 
     assert len(ids) == 50
     assert min(map(len, ids)) >= 22
 
 
 @on_both
-async def test_an_id_can_be_given() -> None:
-    """Once: a second session under it is `SessionExists`, and the first one stays."""
-    s = Setting()
-    session = await s.sessions.create(id="chosen", data=1)
+async def test_create_refuses_a_used_id() -> None:
+    """A second session under an id is `SessionExists`, and the first one stays."""
+    r = Replicas()
+    session = await r.sessions.create(id="chosen", data=1)
 
     with pytest.raises(SessionExists):
-        await s.sessions.create(id="chosen", data=2)
+        await r.sessions.create(id="chosen", data=2)
 
-    assert session.id == "chosen"
-    assert await s.sessions.get("chosen") == session
+    assert await r.sessions.get("chosen") == session
+
+
+@pytest.mark.parametrize("id", ["", "a b", "x" * 257, "é"], ids=ascii)
+@on_both
+async def test_create_refuses_a_malformed_id(id: str) -> None:
+    """A malformed id is an error. The empty string does not mean "a new id"."""
+    with pytest.raises(InvalidSessionId):
+        await Replicas().sessions.create(id=id)
 
 
 @on_both
-async def test_an_empty_id_is_not_a_missing_one() -> None:
-    """An id that cannot be one is refused; it does not quietly become a new one."""
-    s = Setting()
-
-    for id in ("", "a b", "x" * 257, "é"):
-        with pytest.raises(InvalidSession):
-            await s.sessions.create(id=id)
-
-
-@on_both
-async def test_metadata_is_copied() -> None:
-    """Any mapping will do, and it stays the caller's own."""
-    s = Setting()
+async def test_create_copies_the_metadata() -> None:
+    """The metadata may be any mapping, and later changes of the session do not reach it."""
+    r = Replicas()
     given = {"a": "b"}
 
-    session = await s.sessions.create(metadata=MappingProxyType(given))
+    session = await r.sessions.create(metadata=MappingProxyType(given))
     session.metadata["c"] = "d"
 
     assert given == {"a": "b"}
-    assert (await s.sessions.get(session.id)).metadata == {"a": "b"}
+    assert (await r.sessions.get(session.id)).metadata == {"a": "b"}
 
 
 @on_both
-async def test_what_cannot_be_stored_is_not_created() -> None:
-    """Data that the codec refuses is `InvalidSession`, and the id is still free."""
-    s = Setting(codec=JsonCodec(int))
+async def test_refused_data_is_not_created() -> None:
+    """Data that the codec refuses is `InvalidSession`, and the id stays free."""
+    r = Replicas(codec=JsonCodec(int))
 
-    with pytest.raises(InvalidSession):
-        await s.sessions.create(id="chosen", data="one")
+    for data in ("one", None):
+        with pytest.raises(InvalidSession):
+            await r.sessions.create(id="chosen", data=data)
 
-    assert (await s.sessions.create(id="chosen", data=1)).data == 1
+    assert (await r.sessions.create(id="chosen", data=1)).data == 1
 
 
-# Dates and lifetimes
+@on_both
+async def test_the_key_of_rotated_sessions_is_reserved() -> None:
+    """An application that sets this metadata key gets `InvalidSession`."""
+    r = Replicas()
+    reserved = {"aiosessions.rotated": "x"}
+    session = await r.sessions.create(id="old")
+    session.metadata |= reserved
+
+    for call in (
+        lambda: r.sessions.create(metadata=reserved),
+        lambda: r.sessions.save(session),
+        lambda: r.sessions.mutate("old", lambda session: session.metadata.update(reserved)),
+        lambda: r.sessions.rotate(session),
+        lambda: r.sessions.rotate("old", lambda session: session.metadata.update(reserved)),
+    ):
+        with pytest.raises(InvalidSession, match="reserved"):
+            await call()
+
+    assert (await r.sessions.get("old")).metadata == {}
+    assert await r.count() == 1
+
+
+# Lifetimes
 
 
 @pytest.mark.parametrize("lifetime", [12.345, timedelta(seconds=12, milliseconds=345)])
 @on_both
-async def test_a_lifetime_ends_to_the_millisecond(lifetime: float | timedelta) -> None:
-    """`max_lifetime` after its creation a session is gone, however active it was."""
-    s = Setting(ttl=10, max_lifetime=lifetime)
-    session = await s.sessions.create()
-    end = s.clock.now() + timedelta(seconds=12.345)
+async def test_lifetime_ends_to_the_millisecond(lifetime: float | timedelta) -> None:
+    """A session ends `max_lifetime` after its creation, however active it is."""
+    r = Replicas(ttl=10, max_lifetime=lifetime)
+    session = await r.sessions.create()
+    end = r.clock.now() + timedelta(seconds=12.345)
 
     assert session.expires_at == end
     for _ in range(2):
-        s.clock.advance(6)
-        await s.sessions.save(session)
-        session = await s.sessions.get(session.id)
-    s.clock.advance(0.344)
-    assert (await s.sessions.get(session.id)).expires_at == end
-    s.clock.advance(0.001)
+        r.clock.advance(6)
+        await r.sessions.save(session)
+        session = await r.sessions.get(session.id)
+    r.clock.advance(0.344)
+    assert (await r.sessions.get(session.id)).expires_at == end
+    r.clock.advance(0.001)
 
     with pytest.raises(SessionNotFound):
-        await s.sessions.get(session.id)
+        await r.sessions.get(session.id)
     with pytest.raises(SessionNotFound):
-        await s.sessions.save(session)
-    assert await s.sessions.delete(session.id) is False
+        await r.sessions.save(session)
+    assert await r.sessions.delete(session.id) is False
 
 
 @on_both
-async def test_without_a_lifetime_only_idleness_ends_a_session() -> None:
-    """A session that is used lives on for as long as it is."""
-    s = Setting(ttl=10)
-    session = await s.sessions.create()
+async def test_unlimited_session_lives_while_used() -> None:
+    """Without `max_lifetime`, a session expires after its TTL without use, and only then."""
+    r = Replicas(ttl=10)
+    session = await r.sessions.create()
 
     for _ in range(20):
-        s.clock.advance(9.999)
-        await s.sessions.get(session.id)
-    s.clock.advance(10)
+        r.clock.advance(9.999)
+        await r.sessions.get(session.id)
+    r.clock.advance(10)
+
+    assert not await r.lives(session.id)
+
+
+async def stored_without_lifetime(r: Replicas) -> Session[Any]:
+    """A session that a manager without `max_lifetime` has stored."""
+    session = await SessionManager[Any](r.storage, clock=r.clock).create(id="old", data=1)
+    assert session.expires_at is None
+    return session
+
+
+@on_both
+async def test_lifetime_bounds_a_session_stored_without_it() -> None:
+    """`get` returns such a session with an `expires_at`, and a save stores it."""
+    r = Replicas(max_lifetime=100)
+    session = await stored_without_lifetime(r)
+    end = r.clock.now() + timedelta(seconds=100)
+
+    r.clock.advance(99.999)
+    assert (await r.sessions.get("old")).expires_at == end
+    await r.sessions.save(session)
+    assert session.expires_at == end
+
+    assert (await r.storage.inner.load("old")).expires_at == end
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@on_both
+async def test_session_past_the_lifetime_is_removed(verb: str) -> None:
+    """Each method reports `SessionNotFound`, and removes a session stored without a lifetime."""
+    r = Replicas(max_lifetime=100)
+    session = await stored_without_lifetime(r)
+    r.clock.advance(100)
+    before = fields(session)
 
     with pytest.raises(SessionNotFound):
-        await s.sessions.get(session.id)
+        await VERBS[verb](r.sessions, session)
+
+    assert fields(session) == before
+    assert await r.count() == 0
+
+
+@on_both
+async def test_removal_past_the_lifetime_spares_a_newer_session() -> None:
+    """A session that took the id after the load survives, because the removal is conditional."""
+    r = Replicas(max_lifetime=100)
+    await stored_without_lifetime(r)
+    r.clock.advance(100)
+
+    async def replace(_: int, name: str) -> None:
+        if name == "after load":
+            await r.rival.delete("old")
+            await r.rival.create(id="old", data=2)
+
+    r.storage.intercept(replace)
+    with pytest.raises(SessionNotFound):
+        await r.sessions.get("old")
+
+    assert (await r.rival.get("old")).data == 2
+
+
+@on_both
+async def test_session_past_the_lifetime_is_not_found_in_an_outage() -> None:
+    """A failing removal does not hide that the session has ended."""
+    r = Replicas(max_lifetime=100)
+    await stored_without_lifetime(r)
+    r.clock.advance(100)
+    r.storage.intercept(unavailable_at(2))
+
+    with pytest.raises(SessionNotFound):
+        await r.sessions.get("old")
+
+
+@on_both
+async def test_lifetime_may_reach_beyond_the_calendar() -> None:
+    """A session that was created in the far future can be loaded."""
+    r = Replicas(max_lifetime=100)
+    await r.storage.inner.store(Session(id="x", created_at=datetime.max.replace(tzinfo=UTC)))
+
+    assert (await r.sessions.get("x")).expires_at == datetime.max.replace(tzinfo=UTC)
+
+
+@on_both
+async def test_save_bounds_the_deadline() -> None:
+    """`save` brings an `expires_at` beyond `max_lifetime` back, and keeps an earlier one."""
+    r = Replicas(max_lifetime=100)
+    session = await r.sessions.create()
+    created = r.clock.now()
+
+    for seconds, expected in ((1_000, 100), (50, 50)):
+        session.expires_at = created + timedelta(seconds=seconds)
+        await r.sessions.save(session)
+        assert session.expires_at == created + timedelta(seconds=expected)
+
+
+# Arguments of the manager
 
 
 @pytest.mark.parametrize("name", ["max_lifetime", "sweep_interval", "grace"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 0.0001, timedelta(-1)])
 def test_durations_are_positive(name: str, value: Any) -> None:
-    """Negative, NaN, infinite, less than a millisecond: `ValueError`, which names the setting."""
+    """A negative, infinite or very short duration is a `ValueError` that names the setting."""
     with pytest.raises(ValueError, match=name):
         SessionManager(LocalStorage[Any](ttl=1), **{name: value})
 
 
 @pytest.mark.parametrize("name", ["max_lifetime", "sweep_interval"])
-@pytest.mark.parametrize("value", [0, 0.0, timedelta(0)])
-def test_a_lifetime_or_interval_is_not_zero(name: str, value: Any) -> None:
-    """None means none; zero is a mistake. Only `grace` may be 0."""
+@pytest.mark.parametrize("value", [0, timedelta(0)])
+def test_only_the_grace_may_be_zero(name: str, value: Any) -> None:
+    """None means "no limit"; 0 is a mistake."""
     with pytest.raises(ValueError, match=name):
         SessionManager(LocalStorage[Any](ttl=1), **{name: value})
 
@@ -162,15 +283,37 @@ def test_a_lifetime_or_interval_is_not_zero(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["max_lifetime", "sweep_interval", "grace"])
 @pytest.mark.parametrize("value", ["60", True, [1]])
 def test_durations_are_numbers(name: str, value: Any) -> None:
-    """Anything else is a `TypeError`, which names the setting."""
+    """Another type is a `TypeError` that names the setting."""
     with pytest.raises(TypeError, match=name):
         SessionManager(LocalStorage[Any](ttl=1), **{name: value})
 
 
-def test_a_lifetime_ends_before_the_calendar_does() -> None:
-    """A `max_lifetime` that no datetime could express is refused at once, not at each `create`."""
+def test_lifetime_ends_before_the_calendar() -> None:
+    """A `max_lifetime` beyond the year 9999 is refused by the constructor, not by `create`."""
     with pytest.raises(ValueError, match="max_lifetime"):
         SessionManager(LocalStorage[Any](ttl=1), max_lifetime=timedelta(days=365 * 9_000))
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("redis://alice:secret@localhost", r"RedisStorage\.from_url"),
+        (LocalStorage, "the class LocalStorage"),
+        (None, "NoneType"),
+        ({}, "dict"),
+    ],
+)
+def test_storage_is_a_storage(storage: Any, message: str) -> None:
+    """A URL, a class or another object is a `TypeError`. The message hides the password."""
+    with pytest.raises(TypeError, match=message) as caught:
+        SessionManager(storage)
+
+    assert "secret" not in str(caught.value)
+
+
+def test_repr_hides_the_sessions() -> None:
+    """The `repr` of a manager is short and shows no content."""
+    assert len(repr(Replicas().sessions)) < 200
 
 
 # get, save and delete
@@ -178,167 +321,146 @@ def test_a_lifetime_ends_before_the_calendar_does() -> None:
 
 @on_both
 async def test_get_is_one_load() -> None:
-    """It costs nothing but the storage's load, which renews the TTL."""
-    s = Setting(ttl=10)
-    session = await s.sessions.create()
-    s.storage.watch()
+    """`get` costs one load of the storage, which renews the TTL."""
+    r = Replicas(ttl=10)
+    session = await r.sessions.create()
+    r.storage.intercept()
 
-    s.clock.advance(9)
-    await s.sessions.get(session.id)
-    s.clock.advance(9)
+    r.clock.advance(9)
+    await r.sessions.get(session.id)
+    r.clock.advance(9)
 
-    assert await s.sessions.get(session.id) == session
-    assert s.storage.calls == ["load", "load"]
+    assert await r.sessions.get(session.id) == session
+    assert r.storage.calls == ["load", "load"]
 
 
 @on_both
-async def test_save_stores_and_stamps() -> None:
-    """The object gets a new `updated_at` and `revision`, keeps the rest, and can be saved again."""
-    s = Setting(max_lifetime=1_000)
-    session = await s.sessions.create(data=1)
+async def test_save_stamps_the_object() -> None:
+    """The object gets a new `updated_at` and `revision`, and can be saved again."""
+    r = Replicas(max_lifetime=1_000)
+    session = await r.sessions.create(data=1)
     before = fields(session)
-    s.storage.watch()
+    r.storage.intercept()
 
     for data in (2, 3):
-        s.clock.advance(1)
+        r.clock.advance(1)
         session.data = data
         revision = session.revision
-        await s.sessions.save(session)
-        assert session.updated_at == s.clock.now()
+        await r.sessions.save(session)
+        assert session.updated_at == r.clock.now()
         assert session.revision != revision
-        assert await s.rival.get(session.id) == session
+        assert await r.rival.get(session.id) == session
 
     kept = ("id", "created_at", "expires_at", "metadata")
     assert {name: fields(session)[name] for name in kept} == {name: before[name] for name in kept}
-    assert s.storage.calls == ["store unchanged", "store unchanged"]
+    assert r.storage.calls == ["store unchanged", "store unchanged"]
 
 
 @on_both
-async def test_a_lost_update_is_an_error() -> None:
-    """Whoever saves second gets `SessionConflict`; the first one's change stays."""
-    s = Setting()
-    session = await s.sessions.create(data=0)
-    other = await s.rival.get(session.id)
+async def test_lost_update_is_an_error() -> None:
+    """The second of two saves is a `SessionConflict`, and the first one's change stays."""
+    r = Replicas()
+    session = await r.sessions.create(data=0)
+    other = await r.rival.get(session.id)
     other.data = 1
-    await s.rival.save(other)
+    await r.rival.save(other)
     session.data = 2
     before = fields(session)
 
-    s.clock.advance(1)
+    r.clock.advance(1)
     with pytest.raises(SessionConflict):
-        await s.sessions.save(session)
+        await r.sessions.save(session)
 
     assert fields(session) == before
-    assert await s.sessions.get(session.id) == other
+    assert await r.sessions.get(session.id) == other
 
 
 @on_both
-async def test_no_save_brings_a_session_back() -> None:
-    """What somebody deleted stays deleted: `SessionNotFound`."""
-    s = Setting()
-    session = await s.sessions.create()
-    assert await s.rival.delete(session.id) is True
+async def test_conflict_is_reported_in_an_outage() -> None:
+    """An outage after the refused write does not replace the `SessionConflict`."""
+    r = Replicas()
+    session = await r.sessions.create()
+    await r.rival.mutate(session.id, lambda _: None)
+    r.storage.intercept(unavailable_at(2))
+
+    with pytest.raises(SessionConflict):
+        await r.sessions.save(session)
+
+
+@on_both
+async def test_save_does_not_restore_a_deleted_session() -> None:
+    """Saving a deleted session is `SessionNotFound`, and it stays deleted."""
+    r = Replicas()
+    session = await r.sessions.create()
+    assert await r.rival.delete(session.id) is True
     before = fields(session)
 
     with pytest.raises(SessionNotFound):
-        await s.sessions.save(session)
+        await r.sessions.save(session)
 
     assert fields(session) == before
-    assert await s.sessions.delete(session.id) is False
+    assert await r.sessions.delete(session.id) is False
     with pytest.raises(SessionNotFound):
-        await s.sessions.get(session.id)
+        await r.sessions.get(session.id)
 
 
 @on_both
-async def test_no_save_overwrites_a_namesake() -> None:
-    """A session that was deleted and created anew under the same id is another one."""
-    s = Setting()
-    session = await s.sessions.create(id="chosen", data=1)
-    await s.rival.delete("chosen")
-    namesake = await s.rival.create(id="chosen", data=2)
+async def test_save_does_not_overwrite_a_namesake() -> None:
+    """A new session under the id of a deleted one is another session."""
+    r = Replicas()
+    session = await r.sessions.create(id="chosen", data=1)
+    await r.rival.delete("chosen")
+    namesake = await r.rival.create(id="chosen", data=2)
 
     with pytest.raises(SessionConflict):
-        await s.sessions.save(session)
+        await r.sessions.save(session)
 
-    assert await s.sessions.get("chosen") == namesake
+    assert await r.sessions.get("chosen") == namesake
 
 
 @on_both
-async def test_a_session_that_was_never_stored_cannot_be_saved() -> None:
-    """`save` is for sessions that exist; `create` makes them."""
-    s = Setting()
-
+async def test_save_needs_a_stored_session() -> None:
+    """`save` does not create a session."""
     with pytest.raises(SessionNotFound):
-        await s.sessions.save(Session(id="x"))
+        await Replicas().sessions.save(Session(id="x"))
 
 
 @on_both
-async def test_a_failed_save_leaves_the_object_alone() -> None:
-    """Unencodable data, or an outage before or after the write: all fields are as before."""
-    s = Setting()
-    session = await s.sessions.create()
+async def test_failed_save_leaves_the_object_unchanged() -> None:
+    """Refused data and outages leave all fields as they were."""
+    r = Replicas()
+    session = await r.sessions.create()
     session.data = object()
-    s.clock.advance(1)
+    r.clock.advance(1)
     before = fields(session)
 
     with pytest.raises(InvalidSession):
-        await s.sessions.save(session)
+        await r.sessions.save(session)
     assert fields(session) == before
     session.data = 1
     before = fields(session)
-    for failing in (0, 1):
-
-        async def fail(point: int, name: str, failing: int = failing) -> None:
-            if point == failing:
-                await unavailable(point, name)
-
-        s.storage.watch(fail)
+    for point in (0, 1):
+        r.storage.intercept(unavailable_at(point))
         with pytest.raises(StorageUnavailable):
-            await s.sessions.save(session)
+            await r.sessions.save(session)
         assert fields(session) == before
 
 
+@pytest.mark.parametrize("error", [StorageUnavailable, StorageClosed])
 @on_both
-async def test_outages_are_not_absences() -> None:
-    """What the storage raises comes out as it is."""
-    s = Setting()
-    session = await s.sessions.create()
-    s.storage.watch(unavailable)
+async def test_errors_of_the_storage_pass(error: type[Exception]) -> None:
+    """An outage is never "not found", and a closed storage raises `StorageClosed`."""
+    r = Replicas()
+    session = await r.sessions.create()
+    r.storage.intercept(unavailable_at())
+    if error is StorageClosed:
+        r.storage.intercept()
+        await r.storage.aclose()
 
-    for verb in (s.sessions.get, s.sessions.delete):
-        with pytest.raises(StorageUnavailable):
-            await verb(session.id)
-    with pytest.raises(StorageUnavailable):
-        await s.sessions.create()
-    with pytest.raises(StorageUnavailable):
-        await s.sessions.mutate(session.id, lambda _: None)
-    with pytest.raises(StorageUnavailable):
-        await s.sessions.rotate(session)
-
-
-@on_both
-async def test_a_closed_storage_is_said_to_be_closed() -> None:
-    """Every method raises `StorageClosed` once somebody has closed the storage."""
-    s = Setting()
-    session = await s.sessions.create()
-    await s.storage.aclose()
-
-    for verb in (s.sessions.get, s.sessions.delete):
-        with pytest.raises(StorageClosed):
-            await verb(session.id)
-    with pytest.raises(StorageClosed):
-        await s.sessions.create()
-    with pytest.raises(StorageClosed):
-        await s.sessions.save(session)
-    with pytest.raises(StorageClosed):
-        await s.sessions.mutate(session.id, lambda _: None)
-    with pytest.raises(StorageClosed):
-        await s.sessions.rotate(session)
-
-
-def test_a_manager_shows_no_secret() -> None:
-    """Its `repr` is short, and says nothing of what it manages."""
-    s = Setting()
-
-    assert len(repr(s.sessions)) < 200
-    assert When.ALWAYS.value not in repr(s.sessions)
+    with pytest.raises(error):
+        await r.sessions.create()
+    with pytest.raises(error):
+        await r.sessions.delete(session.id)
+    for verb in VERBS.values():
+        with pytest.raises(error):
+            await verb(r.sessions, session)

@@ -1,6 +1,5 @@
-"""`SessionManager.mutate`: load, change, save; and again, if somebody else was faster."""
+"""`SessionManager.mutate`: load, change and save; after a conflict, again."""
 
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -12,10 +11,11 @@ from aiosessions import (
     Session,
     SessionConflict,
     SessionNotFound,
+    SessionRotated,
     StorageUnavailable,
 )
 from tests.backends import on_both
-from tests.hooked import Setting, unavailable
+from tests.intercepted import Intercept, Replicas, fields, unavailable_at
 
 
 def increment(session: Session[Any]) -> None:
@@ -23,193 +23,179 @@ def increment(session: Session[Any]) -> None:
     session.data = (session.data or 0) + 1
 
 
+@pytest.mark.parametrize("by", ["id", "session"])
 @on_both
-async def test_mutate_changes_what_is_stored() -> None:
-    """It loads, changes and saves, and returns the session as saved, with its dates stamped."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-    s.clock.advance(1)
-    s.storage.watch()
+async def test_mutate_changes_the_stored_session(by: str) -> None:
+    """It returns the saved session. A session that was passed instead of an id is unchanged."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    before = fields(session)
+    r.clock.advance(1)
+    r.storage.intercept()
 
-    changed = await s.sessions.mutate(session.id, increment)
+    changed = await r.sessions.mutate(session.id if by == "id" else session, increment)
 
     assert changed.data == 2
-    assert changed.updated_at == s.clock.now()
-    assert s.storage.calls == ["load", "store unchanged"]
-    assert await s.sessions.get(session.id) == changed
-    assert session.data == 1
+    assert changed.updated_at == r.clock.now()
+    assert r.storage.calls == ["load", "store unchanged"]
+    assert await r.sessions.get(session.id) == changed
+    assert fields(session) == before
 
 
 @on_both
-async def test_mutate_takes_an_async_change() -> None:
-    """A coroutine function is awaited."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_mutate_changes_a_fresh_copy() -> None:
+    """Unsaved changes of a session that was passed are not stored."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    await r.rival.mutate(session, increment)
+    session.principal = "unsaved"
 
-    async def change(session: Session[Any]) -> None:
-        await checkpoint()
-        increment(session)
+    changed = await r.sessions.mutate(session, increment)
 
-    changed = await s.sessions.mutate(session.id, change)
-
-    assert changed.data == 2
-    assert await s.sessions.get(session.id) == changed
+    assert (changed.data, changed.principal) == (3, None)
 
 
-@pytest.mark.parametrize("value", [0, False, "", [], "tea"], ids=repr)
+@pytest.mark.parametrize("result", [None, 0, "tea"])
 @on_both
-async def test_mutate_returns_what_the_change_returned(value: object) -> None:
-    """Anything but None comes back beside the session, however false it is."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_result_of_a_change_is_ignored(result: object) -> None:
+    """`mutate` returns the session, not the result of a plain or an async change."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
 
     def change(session: Session[Any]) -> object:
         increment(session)
-        return value
+        return result
 
-    async def change_slowly(session: Session[Any]) -> Any:
+    async def change_slowly(session: Session[Any]) -> object:
         await checkpoint()
         return change(session)
 
-    first, returned = await s.sessions.mutate(session.id, change)
-    mutate: Any = s.sessions.mutate  # checkers cannot tell an awaitable from any object
-    second, awaited = await mutate(session.id, change_slowly)
+    first = await r.sessions.mutate(session.id, change)
+    second = await r.sessions.mutate(session.id, change_slowly)
 
-    assert (first.data, returned) == (2, value)
-    assert (second.data, awaited) == (3, value)
+    assert (first.data, second.data) == (2, 3)
+    assert await r.sessions.get(session.id) == second
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, SessionConflict])
 @on_both
-async def test_a_change_that_raises_abandons_the_write() -> None:
-    """Its exception comes out as it is, and nothing is stored; nor is it tried again."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_error_of_a_change_abandons_the_write(error: type[Exception]) -> None:
+    """The exception leaves `mutate` without another attempt, even if it is a `SessionConflict`."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
     runs = 0
 
     def change(session: Session[Any]) -> None:
         nonlocal runs
         runs += 1
         session.data = 99
-        raise ZeroDivisionError
+        raise error
 
     async def change_slowly(session: Session[Any]) -> None:
         await checkpoint()
         change(session)
 
-    s.storage.watch()
+    r.storage.intercept()
     for each in (change, change_slowly):
-        with pytest.raises(ZeroDivisionError):
-            await s.sessions.mutate(session.id, each)
+        with pytest.raises(error):
+            await r.sessions.mutate(session.id, each)
 
     assert runs == 2
-    assert s.storage.calls == ["load", "load"]
-    assert await s.sessions.get(session.id) == session
+    assert r.storage.calls == ["load", "load"]
+    assert await r.sessions.get(session.id) == session
 
 
-@on_both
-async def test_a_conflict_of_the_changes_own_is_not_retried() -> None:
-    """A `SessionConflict` that the change itself raises abandons the write, like any exception."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-    runs = 0
+def interfere(r: Replicas, id: str, times: float) -> Intercept:
+    """Another replica writes before each of the first `times` saves."""
 
-    def change(_: Session[Any]) -> None:
-        nonlocal runs
-        runs += 1
-        message = "two windows"
-        raise SessionConflict(message)
-
-    with pytest.raises(SessionConflict, match="two windows"):
-        await s.sessions.mutate(session.id, change)
-
-    assert runs == 1
-
-
-def interfere(s: Setting, id: str, times: float) -> Callable[[int, str], Any]:
-    """A hook: somebody else writes before we do, so many times."""
-
-    async def hook(_: int, name: str) -> None:
+    async def intercept(_: int, name: str) -> None:
         nonlocal times
         if name == "before store unchanged" and times > 0:
             times -= 1
-            other = await s.rival.get(id)
+            other = await r.rival.get(id)
             other.metadata["seen"] = f"{int(other.metadata.get('seen', 0)) + 1}"
-            await s.rival.save(other)
+            await r.rival.save(other)
 
-    return hook
+    return intercept
 
 
 @on_both
-async def test_after_a_conflict_the_change_is_redone() -> None:
-    """On a fresh copy, so that neither change is lost; the last run's value is returned."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_change_is_redone_after_a_conflict() -> None:
+    """Each attempt changes a fresh copy, so neither replica's change is lost."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
     seen: list[Session[Any]] = []
 
-    def change(session: Session[Any]) -> int:
+    def change(session: Session[Any]) -> None:
         seen.append(session)
         increment(session)
-        return len(seen)
 
-    s.storage.watch(interfere(s, session.id, 3))
-    changed, value = await s.sessions.mutate(session.id, change)
+    r.storage.intercept(interfere(r, session.id, 3))
+    changed = await r.sessions.mutate(session.id, change)
 
-    assert (changed.data, changed.metadata, value) == (2, {"seen": "3"}, 4)
+    assert (changed.data, changed.metadata) == (2, {"seen": "3"})
     assert len({id(each) for each in seen}) == 4
-    assert s.storage.calls == ["load", "store unchanged"] * 4
-    assert await s.sessions.get(session.id) == changed
+    assert r.storage.calls == ["load", "store unchanged"] * 4
+    assert await r.sessions.get(session.id) == changed
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 5])
 @on_both
 async def test_attempts_are_bounded(attempts: int) -> None:
-    """After so many conflicts `SessionConflict` comes out; what others wrote is stored."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-    s.storage.watch(interfere(s, session.id, float("inf")))
+    """The last conflict is a `SessionConflict`; the other replica's changes stay."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    r.storage.intercept(interfere(r, session.id, float("inf")))
 
     with pytest.raises(SessionConflict):
-        await s.sessions.mutate(session.id, increment, attempts=attempts)
+        await r.sessions.mutate(session.id, increment, attempts=attempts)
 
-    assert s.storage.calls == ["load", "store unchanged"] * attempts
-    stored = await s.rival.get(session.id)
+    assert r.storage.calls.count("store unchanged") == attempts
+    stored = await r.rival.get(session.id)
     assert (stored.data, stored.metadata) == (1, {"seen": str(attempts)})
 
 
 @on_both
-async def test_the_time_for_attempts_is_bounded() -> None:
-    """However many are allowed: `SessionConflict` once the time is over."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-    s.storage.watch(interfere(s, session.id, float("inf")))
-
-    with pytest.raises(SessionConflict):
-        await s.sessions.mutate(session.id, increment, attempts=10**9, timeout=0.02)
-    tried = len(s.storage.calls)
-    with pytest.raises(SessionConflict):
-        await s.sessions.mutate(session.id, increment, timeout=0)
-
-    assert tried >= 2
-    assert len(s.storage.calls) == tried + 2
+async def test_attempts_are_positive() -> None:
+    """Zero attempts are a `ValueError`."""
+    with pytest.raises(ValueError, match="attempts"):
+        await Replicas().sessions.mutate("x", increment, attempts=0)
 
 
 @on_both
-async def test_thousands_of_attempts_end_like_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pauses between them do not grow without bound, nor out of what a float can hold."""
-    monkeypatch.setattr("random.uniform", lambda low, _: low)
-    s = Setting()
-    session = await s.sessions.create(data=1)
-    s.storage.watch(interfere(s, session.id, float("inf")))
+async def test_time_for_attempts_is_bounded() -> None:
+    """After `timeout`, no further attempt begins."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    r.storage.intercept(interfere(r, session.id, float("inf")))
 
     with pytest.raises(SessionConflict):
-        await s.sessions.mutate(session.id, increment, attempts=1_100, timeout=600)
+        await r.sessions.mutate(session.id, increment, attempts=10**9, timeout=0.02)
+    assert r.storage.calls.count("store unchanged") >= 2
+
+    r.storage.intercept(interfere(r, session.id, float("inf")))
+    with pytest.raises(SessionConflict):
+        await r.sessions.mutate(session.id, increment, timeout=0)
+    assert r.storage.calls.count("store unchanged") == 1
+
+
+@on_both
+async def test_pauses_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The growing pauses between thousands of attempts stay within the range of a float."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    r.storage.intercept(interfere(r, session.id, float("inf")))
+
+    with pytest.raises(SessionConflict):
+        await r.sessions.mutate(session.id, increment, attempts=1_100, timeout=600)
 
 
 @on_both
 async def test_concurrent_changes_all_count() -> None:
-    """Many callers that change the same session at once lose nothing."""
-    s = Setting()
-    session = await s.sessions.create(data=0)
+    """Many callers change the same session at once, and no change is lost."""
+    r = Replicas()
+    session = await r.sessions.create(data=0)
 
     async def change(session: Session[Any]) -> None:
         value = session.data or 0
@@ -218,82 +204,84 @@ async def test_concurrent_changes_all_count() -> None:
 
     async with anyio.create_task_group() as tasks:
         for _ in range(12):
-            tasks.start_soon(s.sessions.mutate, session.id, change)
+            tasks.start_soon(r.sessions.mutate, session.id, change)
 
-    assert (await s.sessions.get(session.id)).data == 12
+    assert (await r.sessions.get(session.id)).data == 12
 
 
+def set_another_id(session: Session[Any]) -> None:
+    """A change that `mutate` refuses."""
+    session.id = "another"
+
+
+def set_unencodable_data(session: Session[Any]) -> None:
+    """A change that the codec refuses."""
+    session.data = object()
+
+
+@pytest.mark.parametrize("change", [set_another_id, set_unencodable_data])
 @on_both
-async def test_a_change_leaves_the_id_alone() -> None:
-    """A change that sets another id is `InvalidSession`: nothing is stored under either."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-
-    def change(session: Session[Any]) -> None:
-        session.id = "another"
+async def test_invalid_change_is_refused(change: Any) -> None:
+    """`InvalidSession`, without another attempt; the stored session stays as it was."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    r.storage.intercept()
 
     with pytest.raises(InvalidSession):
-        await s.sessions.mutate(session.id, change)
+        await r.sessions.mutate(session.id, change)
 
-    assert await s.sessions.get(session.id) == session
-    with pytest.raises(SessionNotFound):
-        await s.sessions.get("another")
-
-
-@on_both
-async def test_a_change_to_what_cannot_be_stored_is_refused() -> None:
-    """`InvalidSession`, at once, and the session is as it was."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
-
-    def change(session: Session[Any]) -> None:
-        session.data = object()
-
-    s.storage.watch()
-    with pytest.raises(InvalidSession):
-        await s.sessions.mutate(session.id, change)
-
-    assert s.storage.calls == ["load", "store unchanged"]
-    assert await s.sessions.get(session.id) == session
+    assert r.storage.calls.count("load") == 1
+    assert await r.sessions.get(session.id) == session
+    assert await r.count() == 1
 
 
 @on_both
-async def test_a_session_that_goes_while_it_is_changed_stays_gone() -> None:
-    """`SessionNotFound`, whether it was there at the beginning or not."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_mutate_does_not_restore_a_deleted_session() -> None:
+    """`SessionNotFound`, if the session is deleted during the change and if it never was."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
 
     async def change(session: Session[Any]) -> None:
-        await s.rival.delete(session.id)
+        await r.rival.delete(session.id)
 
     for _ in range(2):
         with pytest.raises(SessionNotFound):
-            await s.sessions.mutate(session.id, change)
+            await r.sessions.mutate(session.id, change)
 
 
-@pytest.mark.parametrize("failing", range(4))
+@pytest.mark.parametrize("attempts", [1, 100])
 @on_both
-async def test_an_outage_in_mutate_is_not_retried(failing: int) -> None:
-    """At whatever step: the change might be applied twice, so the caller decides."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_rotation_during_a_change_ends_the_attempts(attempts: int) -> None:
+    """`SessionRotated`: the id never accepts a write again."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
 
-    async def fail(point: int, name: str) -> None:
-        if point == failing:
-            await unavailable(point, name)
+    async def change(session: Session[Any]) -> None:
+        await r.rival.rotate(session.id)
 
-    s.storage.watch(fail)
+    with pytest.raises(SessionRotated):
+        await r.sessions.mutate(session.id, change, attempts=attempts)
+
+
+@pytest.mark.parametrize("point", range(4))
+@on_both
+async def test_mutate_is_not_retried_after_an_outage(point: int) -> None:
+    """The change may have been saved, so another attempt might apply it twice."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
+    r.storage.intercept(unavailable_at(point, in_doubt=point == 3))
+
     with pytest.raises(StorageUnavailable):
-        await s.sessions.mutate(session.id, increment)
+        await r.sessions.mutate(session.id, increment)
 
-    assert (await s.rival.get(session.id)).data == (2 if failing == 3 else 1)
+    assert (await r.rival.get(session.id)).data == (2 if point == 3 else 1)
 
 
 @on_both
-async def test_a_cancelled_mutate_stores_nothing() -> None:
-    """A caller who gives up while the change runs has changed nothing."""
-    s = Setting()
-    session = await s.sessions.create(data=1)
+async def test_cancelled_mutate_stores_nothing() -> None:
+    """A caller that is cancelled during its change has changed nothing."""
+    r = Replicas()
+    session = await r.sessions.create(data=1)
     scope = anyio.CancelScope()
 
     async def change(session: Session[Any]) -> None:
@@ -302,7 +290,7 @@ async def test_a_cancelled_mutate_stores_nothing() -> None:
         await checkpoint()
 
     with scope:
-        await s.sessions.mutate(session.id, change)
+        await r.sessions.mutate(session.id, change)
 
     assert scope.cancelled_caught
-    assert await s.sessions.get(session.id) == session
+    assert await r.sessions.get(session.id) == session

@@ -1,8 +1,8 @@
-"""A small model of what storages do, and random histories in which they must do the same.
+"""A model of a storage, and random histories in which every storage must answer as the model.
 
-Hypothesis writes the histories: writes under every condition, loads, deletes, sweeps and the
-passing of time, over a few ids, with and without deadlines. After each step the storage has to
-answer as the model does, error for error and count for count.
+Hypothesis generates the histories: conditional writes, loads, deletes, sweeps and the passing of
+time, over a few ids, with and without deadlines. After each step the test compares the results, the
+errors and the counts.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ from aiosessions import (
 )
 from aiosessions.testing import FakeClock
 from tests import broken_storages as broken
-from tests.honest_storage import Backend, HonestStorage
+from tests.reference_storage import Backend, ReferenceStorage
 from tests.servers import Server
 
-# Multiples of one unit, so that histories often meet the very end of a TTL or a deadline. It is
-# long, since a server's own clock runs on: that must not end what the model takes to be alive.
+# Times are multiples of one unit, so histories often meet the exact end of a TTL or a deadline. A
+# unit is long, because a server's clock runs on and must not expire a session of the model.
 UNIT = 1000.0
 TTL = 3
 
-# Few, and chosen so that sessions are often met alive, more than once, near an end of theirs.
+# Few ids and short times, so that a history often meets one session again near its end.
 IDS = ("a", "a", "a", "A")
 LEFT = (None, None, None, None, 0, 1, 2, 4)
 WHENS = (*When, When.UNCHANGED)
@@ -63,24 +63,24 @@ class Stored:
 
 
 class Model:
-    """What every storage does, in the plainest words."""
+    """The behaviour of every storage, over a dictionary."""
 
     def __init__(self) -> None:
         self.now = 0
         self.stored: dict[str, Stored] = {}
 
-    def is_dead(self, stored: Stored) -> bool:
-        """Idle for its TTL, or at its deadline."""
+    def is_expired(self, stored: Stored) -> bool:
+        """Return whether a session is idle or past its deadline."""
         is_past = stored.deadline is not None and stored.deadline <= self.now
         return stored.used_at + TTL <= self.now or is_past
 
     def find(self, id: str) -> Stored | None:
-        """What can be loaded."""
+        """Return a live session."""
         stored = self.stored.get(id)
-        return None if stored is None or self.is_dead(stored) else stored
+        return None if stored is None or self.is_expired(stored) else stored
 
     def verdict(self, session: Session[int], when: When) -> type[SessionError] | None:
-        """What storing a session raises."""
+        """Return the class of the error that storing a session raises, or None."""
         stored = self.find(session.id)
         if when is When.ALWAYS:
             return None
@@ -92,11 +92,13 @@ class Model:
         return SessionConflict if is_changed else None
 
     def store(self, session: Session[int], deadline: int | None) -> None:
-        """Keep a copy, used now."""
-        self.stored[session.id] = Stored(msgspec.structs.replace(session), self.now, deadline)
+        """Keep a copy, used now, unless it is past its deadline."""
+        self.stored.pop(session.id, None)
+        if deadline is None or deadline > self.now:
+            self.stored[session.id] = Stored(msgspec.structs.replace(session), self.now, deadline)
 
     def load(self, id: str) -> Session[int] | None:
-        """What loading gives, and that it was used now."""
+        """Return a live session, used now."""
         stored = self.find(id)
         if stored is None:
             return None
@@ -104,17 +106,17 @@ class Model:
         return stored.session
 
     def delete(self, id: str) -> bool:
-        """Whether there was one; gone it is either way."""
+        """Remove a session, and return whether it was live."""
         existed = self.find(id) is not None
         self.stored.pop(id, None)
         return existed
 
     def sweep(self, before: int | None) -> int:
-        """How many a sweep removes."""
+        """Remove the sessions that a sweep removes, and return how many."""
         swept = [
             id
             for id, stored in self.stored.items()
-            if (self.is_dead(stored) if before is None else stored.used_at < before)
+            if (self.is_expired(stored) if before is None else stored.used_at < before)
         ]
         for id in swept:
             del self.stored[id]
@@ -122,14 +124,16 @@ class Model:
 
 
 ids = st.sampled_from(IDS)
-# A part of every step, so that no history goes without: Hypothesis leaves out whole rules.
+# Each step may wait. With a rule for it, Hypothesis would leave waiting out of some histories.
 waits = st.sampled_from((0, 0, 0, 1, 1, 2))
 
 
 class StorageMachine(RuleBasedStateMachine):
-    """Any storage beside the model. Subclasses make it, and say how its sweeps count."""
+    """A storage beside the model. Subclasses make the storage and define its sweep."""
 
-    sessions = Bundle[Session[int]]("sessions")  # copies that callers hold, most of them outdated
+    sessions = Bundle[Session[int]](
+        "sessions"
+    )  # copies in the hands of callers, most of them stale
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,19 +146,19 @@ class StorageMachine(RuleBasedStateMachine):
         self.storage = self.make()
 
     def make(self) -> Storage[int]:
-        """An empty storage."""
+        """Make an empty storage."""
         raise NotImplementedError
 
     def age(self, seconds: float) -> None:
-        """Let time pass for a backend that has a clock of its own."""
+        """Let time pass for a backend with its own clock."""
 
     def teardown(self) -> None:
-        """Close everything, however the history ended."""
+        """Close the storage and the event loop."""
         with self.runner:
             self.outcome(self.storage.aclose())
 
     def outcome(self, verb: Awaitable[Any]) -> Any:
-        """What a verb returns, or the class of the error that it raises."""
+        """Return the result of a verb, or the class of the error that it raises."""
 
         async def attempt() -> Any:
             try:
@@ -172,17 +176,17 @@ class StorageMachine(RuleBasedStateMachine):
             self.age(units * UNIT)
 
     def moment(self, unit: int) -> datetime:
-        """The date of a time of the model."""
+        """Convert a time of the model to a date."""
         return self.start + timedelta(seconds=unit * UNIT)
 
     @initialize(target=sessions)
     def create(self) -> MultipleResults[Session[int]]:
-        """Callers make new sessions, which are not stored yet."""
+        """Create new sessions, without storing them."""
         return multiple(*(Session[int](id=id) for id in IDS))
 
     @rule(wait=waits, session=sessions, when=st.sampled_from(WHENS), left=st.sampled_from(LEFT))
     def store(self, wait: int, session: Session[int], when: When, left: int | None) -> None:
-        """Write a caller's copy, with or without a deadline so many units from now."""
+        """Store a copy, with a deadline so many units from now, or without one."""
         self.wait(wait)
         deadline = None if left is None else self.model.now + left
         session.data = self.writes = self.writes + 1
@@ -202,7 +206,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule(target=sessions, wait=waits, id=ids)
     def load(self, wait: int, id: str) -> Session[int] | MultipleResults[Session[int]]:
-        """Load a session, and keep the copy if there is one."""
+        """Load a session, and keep the copy."""
         self.wait(wait)
         expected = self.model.load(id)
 
@@ -217,35 +221,35 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule(wait=waits, id=ids)
     def read(self, wait: int, id: str) -> None:
-        """Load a session twice: what one copy goes through is nothing to the other."""
+        """Load a session twice, with a change of the first copy in between."""
         copy = self.load(wait, id)
         if isinstance(copy, Session):
-            copy.data = copy.expires_at = None
+            copy.data, copy.expires_at = -1, None
             self.load(0, id)
 
     @rule(wait=waits, id=ids, when=st.sampled_from(WHENS), left=st.sampled_from(LEFT))
     def update(self, wait: int, id: str, when: When, left: int | None) -> None:
-        """Load a session, or make one, and write it: what applications do all day."""
+        """Load a session, or create one, and store it, as an application does."""
         copy = self.load(wait, id)
         self.store(0, copy if isinstance(copy, Session) else Session(id=id), when, left)
 
     @rule(wait=waits, id=ids)
     def delete(self, wait: int, id: str) -> None:
-        """Delete a session, or none."""
+        """Delete a session."""
         self.wait(wait)
         assert self.outcome(self.storage.delete(id)) is self.model.delete(id)
 
 
 class LocalMachine(StorageMachine):
-    """`LocalStorage`: whatever is dead is there until it is swept up, and counted then."""
+    """`LocalStorage`: expired sessions stay until a sweep removes and counts them."""
 
     def make(self) -> Storage[int]:
-        """A storage on the fake clock."""
+        """Make a storage on the fake clock."""
         return LocalStorage(ttl=TTL * UNIT, clock=self.clock)
 
     @rule(wait=waits, ago=st.none() | st.integers(-1, TTL + 1))
     def sweep(self, wait: int, ago: int | None) -> None:
-        """Remove the dead, or what was not used since so many units ago."""
+        """Remove the expired sessions, or those unused since so many units ago."""
         self.wait(wait)
         before = None if ago is None else self.model.now - ago
         moment = None if before is None else self.moment(before)
@@ -254,12 +258,12 @@ class LocalMachine(StorageMachine):
 
 
 class RedisMachine(StorageMachine):
-    """`RedisStorage`: the server removes the dead, so a sweep does nothing and counts nothing."""
+    """`RedisStorage`: the server removes expired sessions, so a sweep returns 0."""
 
     server: ClassVar[Server]
 
     def make(self) -> Storage[int]:
-        """A storage of an empty server, on the fake clock."""
+        """Make a storage on an empty server and the fake clock."""
         self.server.flush()
         return RedisStorage.from_url(self.server.url, ttl=TTL * UNIT, clock=self.clock)
 
@@ -269,25 +273,25 @@ class RedisMachine(StorageMachine):
 
     @rule(ago=st.none() | st.integers(-1, TTL + 1))
     def sweep(self, ago: int | None) -> None:
-        """Remove nothing."""
+        """Sweep without an effect."""
         before = None if ago is None else self.moment(self.model.now - ago)
         assert self.outcome(self.storage.delete_expired(before)) == 0
 
 
 class BrokenMachine(LocalMachine):
-    """A storage that is broken on purpose, for the histories to find that out."""
+    """A broken storage. The histories must find its mistake."""
 
-    kind: ClassVar[type[HonestStorage]]
+    kind: ClassVar[type[ReferenceStorage]]
 
     def make(self) -> Storage[int]:
-        """Such a storage, on the fake clock."""
+        """Make a storage on the fake clock."""
         return self.kind(Backend(), TTL * UNIT, JsonCodec(), self.clock)
 
 
 def check(
     machine: type[StorageMachine], examples: int, phases: Collection[Phase] = tuple(Phase)
 ) -> None:
-    """Run histories of a machine: the same ones every time, so that a failure can be met again."""
+    """Run histories of a machine: the same ones each time, so that a failure can be repeated."""
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -302,13 +306,13 @@ def check(
     )
 
 
-def test_local_storage_does_as_the_model_does() -> None:
-    """In process, whatever the history, and every sweep counts right."""
+def test_local_storage_does_as_the_model() -> None:
+    """Each result, error and count is that of the model, sweeps included."""
     check(LocalMachine, 200)
 
 
-def test_redis_storage_does_as_the_model_does(valkey: Server) -> None:
-    """On a real server, whatever the history."""
+def test_redis_storage_does_as_the_model(valkey: Server) -> None:
+    """Each result and error on a real server is that of the model."""
 
     class Machine(RedisMachine):
         server = valkey
@@ -319,26 +323,31 @@ def test_redis_storage_does_as_the_model_does(valkey: Server) -> None:
 @pytest.mark.parametrize(
     "broken_storage",
     [
-        broken.AbsentCollidesWithTheDead,
+        broken.AbsentForgetsTheDeadline,
+        broken.AbsentForgetsTheTtl,
+        broken.AbsentIsNeverRenewed,
         broken.AbsentOverwrites,
-        broken.DeleteFindsTheDead,
-        broken.EndsTooLate,
-        broken.EndsWhenSwept,
-        broken.HandsOutOneObject,
+        broken.AbsentSeesExpiredSessions,
+        broken.DeleteFindsExpiredSessions,
+        broken.ExpiresTooLate,
+        broken.ExpiresWhenSwept,
         broken.LoadDoesNotRenew,
-        broken.LoadRenewsPastTheDeadline,
+        broken.LoadRenewsTheDeadline,
         broken.PresentComparesRevisions,
-        broken.PresentResurrects,
+        broken.PresentCreates,
         broken.RefusedWritesRenew,
-        broken.StampsBeforeItChecks,
+        broken.SharesLoadedObjects,
+        broken.StampsBeforeTheCheck,
         broken.StoreKeepsTheAge,
-        broken.SweepMissesDeadlines,
+        broken.StorePastTheDeadlineDoesNothing,
+        broken.StorePastTheDeadlineKeepsARecord,
+        broken.SweepIgnoresDeadlines,
         broken.SweepOnlyCounts,
         broken.UnchangedIgnoresTheRevision,
     ],
 )
-def test_the_histories_find_what_is_broken(broken_storage: type[HonestStorage]) -> None:
-    """They are long and varied enough to meet each of these faults."""
+def test_histories_find_mistakes(broken_storage: type[ReferenceStorage]) -> None:
+    """The histories are long and varied enough to find the mistake of each of these storages."""
 
     class Machine(BrokenMachine):
         kind = broken_storage
@@ -347,10 +356,10 @@ def test_the_histories_find_what_is_broken(broken_storage: type[HonestStorage]) 
         check(Machine, 500, phases=[Phase.generate])
 
 
-def test_the_histories_find_no_fault_where_there_is_none() -> None:
-    """The storage that those are made from does as the model does."""
+def test_histories_accept_a_correct_storage() -> None:
+    """The storage that the broken ones derive from does as the model."""
 
     class Machine(BrokenMachine):
-        kind = HonestStorage
+        kind = ReferenceStorage
 
     check(Machine, 50)

@@ -1,4 +1,4 @@
-"""Several replicas on one server: real processes, and races between storages in thousands."""
+"""Several replicas on one server: real processes, and thousands of races between storages."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from aiosessions import (
     When,
     new_session_id,
 )
-from aiosessions.manager import RETIRED
+from aiosessions.manager import ROTATED_KEY
 from tests.servers import Server
 
 _WORKER = Path(__file__).with_name("incrementing_worker.py")
@@ -40,7 +40,7 @@ Storage = RedisStorage[Any]
 
 @pytest.fixture
 async def replicas(valkey: Server) -> AsyncIterator[list[Storage]]:
-    """Storages on one empty server, each with a connection of its own."""
+    """Storages on one empty server, each with another connection."""
     valkey.flush()
     async with AsyncExitStack() as stack:
         yield [
@@ -50,29 +50,29 @@ async def replicas(valkey: Server) -> AsyncIterator[list[Storage]]:
 
 
 async def in_batches(race: Callable[[random.Random], Awaitable[str]], races: int) -> Counter[str]:
-    """Run races, many at once; how each of them ended, and how often."""
-    dice = random.Random(20260101)  # noqa: S311 - the same every time
+    """Run races, many at a time, and count their results."""
+    rng = random.Random(20260101)  # noqa: S311 - not for secrets
     ends: Counter[str] = Counter()
     for start in range(0, races, _AT_ONCE):
         count = min(_AT_ONCE, races - start)
-        ends.update(await asyncio.gather(*(race(dice) for _ in range(count))))
+        ends.update(await asyncio.gather(*(race(rng) for _ in range(count))))
     return ends
 
 
 async def soon(
-    dice: random.Random, verb: Awaitable[Any], *, after: Storage | None = None, trips: int = 0
+    rng: random.Random, verb: Awaitable[Any], *, after: Storage | None = None, trips: int = 0
 ) -> Any:
-    """After a few turns of the event loop, what it returns or, of our errors, raises.
+    """Call a verb after a few turns of the event loop, and return its result or its error.
 
     Args:
-        dice: What it leaves to chance.
-        verb: What to do.
-        after: What to make round trips with before, for others to have a head start.
-        trips: How many, at most.
+        rng: Draws the delay.
+        verb: The call.
+        after: A storage for round trips before the call, to give the others a head start.
+        trips: The maximum number of these round trips.
     """
-    for _ in range(dice.randrange(4)):
+    for _ in range(rng.randrange(4)):
         await asyncio.sleep(0)
-    for _ in range(dice.randint(0, trips)):
+    for _ in range(rng.randint(0, trips)):
         assert after is not None
         with contextlib.suppress(SessionNotFound):
             await after.load("nobody")
@@ -83,19 +83,19 @@ async def soon(
 
 
 def name(result: Any) -> str:
-    """What came of a verb."""
+    """A short name for the result of a verb."""
     return type(result).__name__ if isinstance(result, SessionError) else str(result is not False)
 
 
-async def test_increments_from_several_processes_all_count(valkey: Server) -> None:
-    """No update is lost, and none is made twice: a thousand are a thousand."""
+async def test_increments_of_several_processes_all_count(valkey: Server) -> None:
+    """No update is lost, and none is made twice."""
     async with Storage.from_url(valkey.url, ttl=600) as storage, SessionManager(storage) as manager:
         session = await manager.create(data=0)
         with ExitStack() as stack:
             workers: list[subprocess.Popen[str]] = []
             for _ in range(_PROCESSES):
                 arguments = [valkey.url, session.id, str(_INCREMENTS // _PROCESSES)]
-                worker = subprocess.Popen(  # noqa: ASYNC220, S603 - ours; nothing else runs here
+                worker = subprocess.Popen(  # noqa: ASYNC220, S603 - our own; nothing else runs here
                     [sys.executable, _WORKER, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -118,22 +118,22 @@ async def test_increments_from_several_processes_all_count(valkey: Server) -> No
 
 
 async def test_no_save_outlives_a_delete(replicas: list[Storage]) -> None:
-    """In thousands of races: a session that was deleted is gone, whoever saved it meanwhile."""
+    """A deleted session stays deleted in thousands of races with saves."""
 
-    async def race(dice: random.Random) -> str:
-        first, second, third, fourth = dice.sample(replicas, 4)
+    async def race(rng: random.Random) -> str:
+        first, second, third, fourth = rng.sample(replicas, 4)
         session = Session[Any](id=new_session_id(), data=0)
         await first.store(session, when=When.ABSENT)
         mine, theirs = await asyncio.gather(second.load(session.id), third.load(session.id))
         verbs = [
             first.delete(session.id),
             second.store(mine, when=When.UNCHANGED),
-            third.store(theirs, when=dice.choice([When.PRESENT, When.UNCHANGED])),
+            third.store(theirs, when=rng.choice([When.PRESENT, When.UNCHANGED])),
             fourth.load(session.id),
         ]
-        order = dice.sample(range(4), 4)
+        order = rng.sample(range(4), 4)
         results = dict(
-            zip(order, await asyncio.gather(*(soon(dice, verbs[n]) for n in order)), strict=True)
+            zip(order, await asyncio.gather(*(soon(rng, verbs[n]) for n in order)), strict=True)
         )
 
         assert results[0] is True
@@ -150,20 +150,20 @@ async def test_no_save_outlives_a_delete(replicas: list[Storage]) -> None:
     ends = await in_batches(race, _RACES)
 
     assert ends.total() == _RACES
-    assert len(ends) >= 3, ends  # otherwise these were no races
+    assert len(ends) >= 3, ends  # otherwise the calls did not race
 
 
 async def test_no_mutation_outlives_a_delete(replicas: list[Storage]) -> None:
-    """Nor does one that tries again on a conflict."""
+    """A mutation that retries after a conflict does not, either."""
     managers = [SessionManager(storage) for storage in replicas]
 
     def increment(session: Session[Any]) -> None:
         session.data = (session.data or 0) + 1
 
-    async def race(dice: random.Random) -> str:
+    async def race(rng: random.Random) -> str:
         session = await managers[0].create(data=0)
-        deleting = soon(dice, managers[0].delete(session.id), after=replicas[0], trips=6)
-        mutations = [soon(dice, each.mutate(session.id, increment)) for each in managers[1:]]
+        deleting = soon(rng, managers[0].delete(session.id), after=replicas[0], trips=6)
+        mutations = [soon(rng, each.mutate(session.id, increment)) for each in managers[1:]]
         results = await asyncio.gather(*mutations, deleting)
 
         assert results.pop() is True
@@ -178,51 +178,51 @@ async def test_no_mutation_outlives_a_delete(replicas: list[Storage]) -> None:
 
 
 async def test_rotating_races_saving(replicas: list[Storage], valkey: Server) -> None:
-    """Of those who hold the same revision one wins; nothing that was saved is lost."""
+    """One holder of the same revision wins; no saved data is lost."""
     managers = [SessionManager(storage, grace=600) for storage in replicas]
 
-    async def race(dice: random.Random) -> str:
+    async def race(rng: random.Random) -> str:
         session = await managers[0].create(data="old")
         copies = await asyncio.gather(*(manager.get(session.id) for manager in managers))
         copies[0].data = copies[1].data = "saved"
         copies[2].data = copies[3].data = "rotated"
         results = await asyncio.gather(
-            soon(dice, managers[0].save(copies[0]), after=replicas[0], trips=6),
-            soon(dice, managers[1].save(copies[1]), after=replicas[1], trips=6),
-            soon(dice, managers[2].rotate(copies[2])),
-            soon(dice, managers[3].rotate(copies[3])),
+            soon(rng, managers[0].save(copies[0]), after=replicas[0], trips=6),
+            soon(rng, managers[1].save(copies[1]), after=replicas[1], trips=6),
+            soon(rng, managers[2].rotate(copies[2])),
+            soon(rng, managers[3].rotate(copies[3])),
         )
 
         won = [each for each in results if not isinstance(each, SessionError)]
         assert len(won) == 1
-        assert {type(each) for each in results if each is not won[0]} == {SessionConflict}
+        assert all(isinstance(each, SessionConflict) for each in results if each is not won[0])
         old = await managers[0].get(session.id)
         if won[0] is None:
-            assert (old.data, RETIRED in old.metadata) == ("saved", False)
+            assert (old.data, ROTATED_KEY in old.metadata) == ("saved", False)
             return "saved"
         new = await managers[1].get(won[0].id)
-        assert (new.data, RETIRED in new.metadata) == ("rotated", False)
-        assert (old.data, RETIRED in old.metadata) == ("old", True)
+        assert (new.data, ROTATED_KEY in new.metadata) == ("rotated", False)
+        assert (old.data, ROTATED_KEY in old.metadata) == ("old", True)
         return "rotated"
 
     ends = await in_batches(race, _ROTATIONS)
 
     assert set(ends) == {"saved", "rotated"}
-    with valkey.client() as direct:  # no session is left that nobody knows of
+    with valkey.client() as direct:  # every session is known to a caller
         assert direct.dbsize() == _ROTATIONS + ends["rotated"]
 
 
 async def test_rotating_races_deleting(replicas: list[Storage], valkey: Server) -> None:
-    """A session ends up deleted, or rotated and known to whoever did that; never both or half."""
+    """The session is deleted, or rotated to an id that the caller knows; never half of both."""
     managers = [SessionManager(storage, grace=600) for storage in replicas]
 
-    async def race(dice: random.Random) -> str:
+    async def race(rng: random.Random) -> str:
         session = await managers[0].create(data="old")
         copies = await asyncio.gather(*(manager.get(session.id) for manager in managers[:3]))
         deleted, saved, rotated = await asyncio.gather(
-            soon(dice, managers[3].delete(session.id), after=replicas[3], trips=6),
-            soon(dice, managers[1].save(copies[1]), after=replicas[1], trips=6),
-            soon(dice, managers[2].rotate(copies[2])),
+            soon(rng, managers[3].delete(session.id), after=replicas[3], trips=6),
+            soon(rng, managers[1].save(copies[1]), after=replicas[1], trips=6),
+            soon(rng, managers[2].rotate(copies[2])),
         )
 
         assert deleted is True

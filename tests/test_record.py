@@ -1,7 +1,7 @@
-"""The stored form, which outlives releases: its layout, pinned byte by byte, and what is refused.
+"""The stored form: its layout, pinned byte by byte, and the records that are refused.
 
-The files in golden/ were written once and do not change. If a test here fails, it is the code that
-is wrong, or the format needs a new version that reads these, too.
+Records outlive releases. The files in golden/ were written once and do not change. If a test here
+fails, the code is wrong, or the format needs a new version, and code that reads both.
 """
 
 import secrets
@@ -19,6 +19,7 @@ from aiosessions import (
     Codec,
     CorruptSession,
     InvalidSession,
+    InvalidSessionId,
     JsonCodec,
     MsgpackCodec,
     Session,
@@ -36,19 +37,19 @@ CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def unseal(record: bytes, id: str, codec: Codec[Any], now: int) -> Session[Any]:
-    """Read a record at some moment."""
+    """Read a record at a given time."""
     return records.unseal(record, id, codec, lambda: now)
 
 
 class Basket(msgspec.Struct):
-    """The data of the golden sessions that have some."""
+    """The data of a golden session."""
 
     items: list[str]
     total: float
     owner: str | None = None
 
 
-SESSIONS: dict[str, Session[Basket]] = {
+SESSIONS: dict[str, Session[Basket | None]] = {
     "full": Session(
         id="0123456789abcdefghijklmnopqrstuvwxyzABCDEFG",
         kind="mcp",
@@ -75,6 +76,8 @@ HEADERS = {
     "deadline": b"1AbCd-_0123456789253402300799999",
 }
 CODECS: dict[str, Callable[..., Codec[Any]]] = {"json": JsonCodec, "msgpack": MsgpackCodec}
+# The data type of the golden sessions.
+DATA = Basket | None
 
 every_codec = pytest.mark.parametrize("form", CODECS)
 every_golden = pytest.mark.parametrize("name", SESSIONS)
@@ -82,7 +85,7 @@ every_golden = pytest.mark.parametrize("name", SESSIONS)
 
 @pytest.fixture
 def fixed_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `seal` draw the revision of the golden files; it must be 96 bits long."""
+    """Make `seal` draw the revision of the golden files, of 96 bits."""
 
     def token_urlsafe(nbytes: int | None = None) -> str:
         assert nbytes == 12
@@ -92,17 +95,17 @@ def fixed_revision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def golden(form: str, name: str) -> bytes:
-    """A record as a release has written it."""
+    """A golden record."""
     return (GOLDEN / f"{name}.{form}").read_bytes()
 
 
 @every_codec
 @every_golden
 def test_golden_records_are_read(form: str, name: str) -> None:
-    """What a release has stored is read by every later one, field by field."""
+    """Each release reads the records of earlier releases, field by field."""
     expected = SESSIONS[name]
 
-    session = unseal(golden(form, name), expected.id, CODECS[form](Basket), NOW)
+    session = unseal(golden(form, name), expected.id, CODECS[form](DATA), NOW)
 
     assert msgspec.structs.asdict(session) == msgspec.structs.asdict(expected)
     assert session.created_at.utcoffset() == timedelta(0)
@@ -112,10 +115,10 @@ def test_golden_records_are_read(form: str, name: str) -> None:
 @every_golden
 @pytest.mark.usefixtures("fixed_revision")
 def test_golden_records_are_written(form: str, name: str) -> None:
-    """Older replicas read what this release stores: it is, to the byte, what they would store."""
+    """This release writes the same bytes as earlier ones, so older replicas can read them."""
     session = SESSIONS[name]
 
-    revision, deadline, record = seal(session, CODECS[form](Basket))
+    revision, deadline, record = seal(session, CODECS[form](DATA))
 
     assert record == golden(form, name)
     assert revision == REVISION
@@ -125,9 +128,9 @@ def test_golden_records_are_written(form: str, name: str) -> None:
 @every_codec
 @every_golden
 def test_the_header_is_at_fixed_offsets(form: str, name: str) -> None:
-    """32 bytes of ASCII, the same for every codec: version, revision, deadline; then the payload.
+    """The header has 32 bytes for every codec: version, revision, deadline; the payload follows.
 
-    Scripts on servers, and programs in other languages, count on the offsets.
+    Scripts on servers, and programs in other languages, rely on the offsets.
     """
     record = golden(form, name)
 
@@ -135,19 +138,19 @@ def test_the_header_is_at_fixed_offsets(form: str, name: str) -> None:
     assert record[:1] == b"1"
     assert record[1:17] == REVISION.encode()
     assert record[17:32].isdigit()
-    assert CODECS[form](Basket).decode(record[32:]).id == SESSIONS[name].id
+    assert CODECS[form](DATA).decode(record[32:]).id == SESSIONS[name].id
 
 
-def test_the_json_payload_reads_as_documented() -> None:
-    """The payload is plain JSON with the names of the fields; what has its default is left out."""
+def test_json_payload_is_as_documented() -> None:
+    """The payload is plain JSON with the names of the fields, without fields of default value."""
     assert golden("json", "minimal")[32:] == (
         b'{"id":"x","created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}'
     )
 
 
 @every_codec
-def test_the_revision_is_in_the_header_alone(form: str) -> None:
-    """The payload does not depend on the revision, so that a codec need not know of it."""
+def test_only_the_header_has_the_revision(form: str) -> None:
+    """The payload does not depend on the revision, so codecs ignore it."""
     codec = CODECS[form]()
     session = Session[Any](id="x", revision="old-revision-000")
 
@@ -158,8 +161,8 @@ def test_the_revision_is_in_the_header_alone(form: str) -> None:
     assert b"old-revision-000" not in record
 
 
-def test_every_seal_has_a_revision_of_its_own() -> None:
-    """16 URL-safe characters, never the same twice, even for the same session."""
+def test_every_seal_draws_a_new_revision() -> None:
+    """A revision has 16 URL-safe characters, and differs each time for the same session."""
     session = Session[Any](id="x")
 
     revisions = [seal(session, JsonCodec[Any]())[0] for _ in range(1_000)]
@@ -170,8 +173,8 @@ def test_every_seal_has_a_revision_of_its_own() -> None:
     assert session.revision == ""
 
 
-def test_sealing_leaves_the_session_alone() -> None:
-    """Not even its dates are normalised in place: a store that fails has changed nothing."""
+def test_sealing_leaves_the_session_unchanged() -> None:
+    """Dates are normalised in the record only, so a store that fails has changed nothing."""
     moment = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=9)))
     session = Session[Any](
         id="x", data=[1], created_at=moment, updated_at=moment, expires_at=moment, revision="r"
@@ -185,7 +188,7 @@ def test_sealing_leaves_the_session_alone() -> None:
 
 
 zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-# A day off either end of the calendar, so that any time zone has room.
+# A day away from either end of the calendar, so that any time zone has room.
 moments = st.datetimes(timezones=zones).filter(lambda moment: 1 < moment.year < 9999)
 
 
@@ -193,7 +196,7 @@ moments = st.datetimes(timezones=zones).filter(lambda moment: 1 < moment.year < 
 @settings(deadline=None, max_examples=60)
 @given(created_at=moments, expires_at=moments)
 def test_dates_are_stored_in_utc(form: str, created_at: datetime, expires_at: datetime) -> None:
-    """Whatever the writer's time zone, a reader gets the same moment in UTC, and the deadline."""
+    """A reader gets the writer's moments in UTC, and the deadline."""
     session = Session[Any](id="x", created_at=created_at, expires_at=expires_at)
     codec = CODECS[form]()
 
@@ -223,15 +226,15 @@ def test_dates_are_stored_in_utc(form: str, created_at: datetime, expires_at: da
     ids=str,
 )
 def test_the_deadline_is_rounded_down(expires_at: datetime, deadline: int) -> None:
-    """To whole milliseconds; what is before the epoch is past anyway."""
+    """The deadline has whole milliseconds; a moment before the epoch becomes 0."""
     _, sealed, record = seal(Session[Any](id="x", expires_at=expires_at), JsonCodec[Any]())
 
     assert sealed == deadline
     assert record[17:32] == b"%015d" % deadline
 
 
-def test_a_record_is_good_until_its_deadline() -> None:
-    """One millisecond before the deadline the session is there; at the deadline it is not."""
+def test_record_is_readable_until_its_deadline() -> None:
+    """A record is read one millisecond before its deadline, and not found at the deadline."""
     codec = JsonCodec[Any]()
     expires_at = datetime(2030, 1, 1, tzinfo=UTC)
     _, deadline, record = seal(Session[Any](id="x", expires_at=expires_at), codec)
@@ -242,8 +245,8 @@ def test_a_record_is_good_until_its_deadline() -> None:
             unseal(record, "x", codec, now)
 
 
-def test_a_record_without_a_deadline_has_none() -> None:
-    """Not even at the end of the year 9999."""
+def test_record_without_a_deadline_never_ends() -> None:
+    """A session without `expires_at` is still read at the end of the year 9999."""
     codec = JsonCodec[Any]()
     _, deadline, record = seal(Session[Any](id="x"), codec)
 
@@ -254,10 +257,10 @@ def test_a_record_without_a_deadline_has_none() -> None:
 
 @every_codec
 @every_golden
-def test_a_truncated_record_is_corrupt(form: str, name: str) -> None:
-    """At whatever length it was cut off: never a session, never "not found", and no leak."""
+def test_truncated_record_is_corrupt(form: str, name: str) -> None:
+    """A record cut off at any length is `CorruptSession`, and the error reveals nothing of it."""
     session = SESSIONS[name]
-    codec = CODECS[form](Basket)
+    codec = CODECS[form](DATA)
     record = golden(form, name)
 
     for length in range(len(record)):
@@ -271,18 +274,18 @@ def test_a_truncated_record_is_corrupt(form: str, name: str) -> None:
 
 @every_codec
 @every_golden
-def test_a_record_of_a_newer_format_is_corrupt(form: str, name: str) -> None:
-    """It is not read by guessing; the message says which format it has."""
+def test_record_of_newer_format_is_corrupt(form: str, name: str) -> None:
+    """The message names the format of the record."""
     session = SESSIONS[name]
     record = golden(form, name)
 
     for version in (b"2", b"9"):
         with pytest.raises(CorruptSession, match=rf"format {version.decode()}.* reads format 1"):
-            unseal(version + record[1:], session.id, CODECS[form](Basket), NOW)
+            unseal(version + record[1:], session.id, CODECS[form](DATA), NOW)
 
 
-def test_a_newer_format_may_have_another_header() -> None:
-    """The first byte is enough to tell that a record is newer."""
+def test_first_byte_identifies_a_newer_format() -> None:
+    """A newer format may have another header."""
     for record in (b"2", b"2short", b"2" + b"\xff" * 100):
         with pytest.raises(CorruptSession, match="format 2"):
             unseal(record, "x", JsonCodec[Any](), NOW)
@@ -319,7 +322,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("record", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_is_corrupt(record: bytes) -> None:
-    """What is no record is `CorruptSession`: never an empty session, and never "not found"."""
+    """Bytes that are not a record are `CorruptSession`, not an empty session or "not found"."""
     with pytest.raises(CorruptSession):
         unseal(record, "x", JsonCodec[Any](), NOW)
 
@@ -327,17 +330,17 @@ def test_garbage_is_corrupt(record: bytes) -> None:
 @every_codec
 @settings(deadline=None, max_examples=200)
 @given(record=st.binary(max_size=100) | st.binary(max_size=60).map(lambda end: HEADER + end))
-def test_any_bytes_are_corrupt(form: str, record: bytes) -> None:
-    """Bytes that nobody sealed give `CorruptSession`, or "not found" if they say they are past."""
+def test_random_bytes_are_corrupt(form: str, record: bytes) -> None:
+    """Random bytes are `CorruptSession`, or "not found" if they hold a deadline in the past."""
     with pytest.raises((CorruptSession, SessionNotFound)):
         unseal(record, "an-id-that-is-never-drawn", CODECS[form](), NOW)
 
 
 @every_codec
 @every_golden
-def test_a_record_under_another_id_is_corrupt(form: str, name: str) -> None:
-    """Nobody gets somebody else's session, however like theirs the other id is."""
-    codec = CODECS[form](Basket)
+def test_record_under_another_id_is_corrupt(form: str, name: str) -> None:
+    """A client never gets the session of another client, even if the ids are similar."""
+    codec = CODECS[form](DATA)
     record = golden(form, name)
     own = SESSIONS[name].id
 
@@ -349,18 +352,18 @@ def test_a_record_under_another_id_is_corrupt(form: str, name: str) -> None:
 
 @every_codec
 def test_codecs_do_not_read_each_other(form: str) -> None:
-    """A record written by the other codec is corrupt, not an empty session."""
+    """A record of the other codec is `CorruptSession`, not an empty session."""
     other = "msgpack" if form == "json" else "json"
     for name, session in SESSIONS.items():
         with pytest.raises(CorruptSession):
-            unseal(golden(other, name), session.id, CODECS[form](Basket), NOW)
+            unseal(golden(other, name), session.id, CODECS[form](DATA), NOW)
 
 
-def test_a_codec_may_turn_a_session_into_any_bytes() -> None:
-    """The header holds all that a storage needs to know, so a codec may encrypt, say."""
+def test_payload_may_be_any_bytes() -> None:
+    """Storages read only the header, so a codec may encrypt the payload."""
 
     class Encrypting:
-        """Turns every bit around, which is what this test calls encryption."""
+        """Inverts every bit, in place of encryption."""
 
         inner = JsonCodec[Any]()
 
@@ -379,17 +382,34 @@ def test_a_codec_may_turn_a_session_into_any_bytes() -> None:
 
 
 @pytest.mark.parametrize("id", ["", "a b", "x" * 257, "é", "x\n"], ids=ascii)
-def test_a_bad_id_is_not_sealed(id: str) -> None:
-    """No record is made that nobody could ask for."""
-    with pytest.raises(InvalidSession):
+def test_session_with_invalid_id_is_not_sealed(id: str) -> None:
+    """No record is made for an id that no caller can load."""
+    with pytest.raises(InvalidSessionId):
         seal(Session[Any](id=id), JsonCodec[Any]())
+
+
+def test_subclass_of_session_is_not_sealed() -> None:
+    """The fields of a subclass would be lost, so the message asks for them in `data`."""
+
+    class Cart(Session[Any]):
+        items: list[str]
+
+    with pytest.raises(InvalidSession, match=r"Cart is a subclass of Session, .* in its data"):
+        seal(Cart(id="x", items=["tea"]), JsonCodec[Any]())
+
+
+@pytest.mark.parametrize("session", [None, {"id": "x"}, "x", Session], ids=repr)
+def test_other_objects_are_not_sealed(session: Any) -> None:
+    """An object that is not a session is a `TypeError`."""
+    with pytest.raises(TypeError, match="a session is a Session"):
+        seal(session, JsonCodec[Any]())
 
 
 @pytest.mark.parametrize("field", ["created_at", "updated_at", "expires_at"])
 @pytest.mark.parametrize(
     "moment",
     [
-        datetime(2030, 1, 1),  # noqa: DTZ001 - the point
+        datetime(2030, 1, 1),  # noqa: DTZ001 - naive on purpose
         datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
         datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=2))),
         "2030-01-01T00:00:00Z",
@@ -400,8 +420,8 @@ def test_a_bad_id_is_not_sealed(id: str) -> None:
     ],
     ids=repr,
 )
-def test_a_bad_date_is_not_sealed(field: str, moment: Any) -> None:
-    """Naive dates, dates outside UTC's calendar and what is no date at all are `InvalidSession`."""
+def test_session_with_invalid_date_is_not_sealed(field: str, moment: Any) -> None:
+    """Naive dates, dates outside the calendar of UTC and other types are `InvalidSession`."""
     fields: dict[str, Any] = {"id": "x", field: moment}
     session = Session[Any](**fields)
 

@@ -1,8 +1,8 @@
-"""Whatever a server says, callers get the truth, what was said, or an error of ours.
+"""Random replies lead to the truth, to their claim, or to an error.
 
-The proxy answers in the server's place: the server has not been asked, so whoever takes nonsense
-for "done" or "not found" is caught. AIOSESSIONS_FUZZ says how many replies are tried, at random
-then; without it they are the same two hundred every time.
+The proxy answers in the place of the server, and the server does not see the command. So a reply
+that is wrongly taken for "done" or "not found" shows. AIOSESSIONS_FUZZ sets the number of random
+replies; without it, the tests use the same two hundred in every run.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from tests.servers import Server
 
 _EXAMPLES = int(os.environ.get("AIOSESSIONS_FUZZ", "0"))
 _TIMEOUT = 2.0
-_SLACK = 1.0  # what a slow machine may take beyond it
+_SLACK = 1.0  # seconds that a slow machine may take beyond the timeout
 _SECRET = "a-secret-in-the-payload"
 
 Storage = RedisStorage[Any]
@@ -50,7 +50,7 @@ fuzz = settings(
 
 @pytest.fixture
 async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
-    """A proxy for an empty server that knows both scripts."""
+    """A fault proxy for an empty server that knows the scripts."""
     valkey.flush()
     async with Storage.from_url(valkey.url, ttl=600) as direct:
         await direct.store(Session(id="first"), when=When.ABSENT)
@@ -61,7 +61,7 @@ async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def other(valkey: Server) -> AsyncIterator[Storage]:
-    """A storage past the proxy, which knows the truth."""
+    """A storage without the proxy, which sees the truth."""
     async with Storage.from_url(valkey.url, ttl=600) as storage:
         yield storage
 
@@ -146,7 +146,7 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-# What is pushed is no reply; neither are attributes, which come before one.
+# Push messages and attributes are not replies.
 PUSHES = st.one_of(
     st.lists(SCALARS, min_size=1, max_size=3).map(_many(b">")),
     st.sampled_from(
@@ -169,7 +169,7 @@ GARBAGE = st.one_of(
             b"$5\r\nhelloworld\r\n",
             b":\r\n",
             b":1.5\r\n",
-            b"-MOVED\r\n",  # inside of a map, hiredis 3.5 may crash on it: no server says that
+            b"-MOVED\r\n",  # servers never put it inside of a map, on which hiredis 3.5 may crash
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"\x15\x03\x01\x00\x02\x02\x46",
         ]
@@ -182,7 +182,7 @@ TRUNCATED = st.builds(
 )
 
 
-# Verbs, and what their replies say.
+# Verbs, and the meaning of their replies.
 
 Verb = Callable[[Storage, Session[Any]], Awaitable[Any]]
 
@@ -209,8 +209,8 @@ VERBS: dict[str, tuple[str, Verb]] = {
 }
 
 
-def said(name: str, reply: bytes) -> tuple[object, ...]:
-    """What a caller may take a reply for, however untrue that is."""
+def claimed(name: str, reply: bytes) -> tuple[object, ...]:
+    """The results that a reply claims, even if they are not true."""
     if reply.startswith(b"-WRONGTYPE"):
         return (CorruptSession,)
     if name == "load":
@@ -225,7 +225,7 @@ def said(name: str, reply: bytes) -> tuple[object, ...]:
 
 
 async def truth(name: str, result: object, session: Session[Any], other: Storage) -> bool:
-    """Whether that is how it is: the session was there, and what was written is."""
+    """Whether the result is true: the session was there, and the write is in place."""
     if name == "load":
         return result == session
     if name == "delete":
@@ -244,22 +244,22 @@ async def _gone(other: Storage, session: Session[Any]) -> bool:
 
 
 async def outcome(verb: Awaitable[Any], session: Session[Any]) -> object:
-    """What it returns, or the type of what it raises: in time, and without secrets."""
+    """The result of a verb, or the type of its error; check its duration and its texts."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     try:
         result: object = await verb
     except SessionError as error:
         result = type(error)
-        heard = said_by(error)
-        assert session.id not in heard
-        assert _SECRET not in heard
+        texts = said_by(error)
+        assert session.id not in texts
+        assert _SECRET not in texts
     assert loop.time() - start < _TIMEOUT + _SLACK
     return result
 
 
 def answer(reply: bytes, *, hang_up: bool) -> Fault:
-    """Answer in the server's place, when it is this command's turn; the server is not asked."""
+    """Make a fault that answers a request in its turn, and hides it from the server."""
 
     async def say(exchange: Exchange) -> bytes:
         exchange.tunnel.say(reply)
@@ -275,7 +275,7 @@ def answer(reply: bytes, *, hang_up: bool) -> Fault:
 
 
 async def put(other: Storage, data: object) -> Session[Any]:
-    """A session that is there."""
+    """Store a session with a secret."""
     session = Session[Any](id=new_session_id(), data=[_SECRET, data])
     await other.store(session)
     return session
@@ -290,7 +290,7 @@ async def check(
     *,
     hang_up: bool = False,
 ) -> object:
-    """Have a verb answered with this, beside others that are not, and judge the outcome."""
+    """Answer one of several concurrent verbs with a reply, and check all results."""
     command, verb = VERBS[name]
     session = await put(other, "old")
     before = msgspec.structs.replace(session)
@@ -311,7 +311,7 @@ async def check(
     proxy.forgive()
     for neighbour, got in zip(neighbours, (*results[:2], third, fourth), strict=True):
         assert got in (neighbour, StorageUnavailable), reply
-    if result is not StorageUnavailable and result not in said(name, reply):
+    if result is not StorageUnavailable and result not in claimed(name, reply):
         expected = session if name != "load" else before
         assert await truth(name, result, expected, other), (name, reply, result)
     if isinstance(result, type):
@@ -328,28 +328,28 @@ async def check(
 @example(name="delete", reply=b":-1\r\n")
 @example(name="unchanged", reply=b":9223372036854775807\r\n")
 @example(name="load", reply=b"-WRONGTYPE no\r\n")
-async def test_any_value(
+async def test_any_value_is_claim_or_truth(
     proxy: FaultProxy, storage: Storage, other: Storage, name: str, reply: bytes
 ) -> None:
-    """Of any type, in the place of a reply: what it says, the truth, or unavailable."""
+    """A value of any type leads to its claim, to the truth, or to `StorageUnavailable`."""
     await check(proxy, storage, other, name, reply)
 
 
 @fuzz
 @given(name=st.sampled_from([*VERBS]), reply=st.one_of(GARBAGE, VALUES, TRUNCATED))
-async def test_any_bytes_and_then_nothing(
+async def test_any_bytes_are_like_lost_connection(
     proxy: FaultProxy, storage: Storage, other: Storage, name: str, reply: bytes
 ) -> None:
-    """Garbage, or what is cut off half-way: as if the connection had been lost without it."""
+    """Garbage and incomplete replies are like a lost connection."""
     await check(proxy, storage, other, name, reply, hang_up=True)
 
 
 @fuzz
 @given(name=st.sampled_from([*VERBS]), push=PUSHES, after=st.booleans())
-async def test_what_is_pushed_is_no_reply(
+async def test_push_messages_are_not_replies(
     proxy: FaultProxy, storage: Storage, other: Storage, name: str, push: bytes, *, after: bool
 ) -> None:
-    """Before a reply or after it: the truth, or unavailable."""
+    """A push message before or after a reply changes nothing, or ends the connection."""
     command, verb = VERBS[name]
     session = await put(other, "old")
     before = msgspec.structs.replace(session)
@@ -372,10 +372,10 @@ async def test_what_is_pushed_is_no_reply(
 
 @pytest.mark.parametrize("name", VERBS)
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
-async def test_a_reply_that_never_ends(
+async def test_unfinished_reply_ends_in_timeout(
     proxy: FaultProxy, other: Storage, name: str, part: float
 ) -> None:
-    """Nor does its connection: unavailable when the time is up, and then there is a new one."""
+    """A reply that never ends fails its call in time, and another connection serves the next."""
     command, verb = VERBS[name]
     session = await put(other, "old")
     revision = session.revision
@@ -396,16 +396,16 @@ async def test_a_reply_that_never_ends(
 
 @fuzz
 @given(reply=st.one_of(VALUES, GARBAGE), turn=st.integers(1, 4))
-async def test_any_answer_to_the_first_words(
+async def test_any_reply_to_the_handshake(
     proxy: FaultProxy, other: Storage, reply: bytes, turn: int
 ) -> None:
-    """Before a server has taken part in the handshake: the truth, or unavailable."""
+    """A reply to any command of the handshake leads to the truth, or to an error in time."""
     session = await put(other, "old")
     proxy.on_request("*", answer(reply, hang_up=False), first=turn)
     url = proxy.url.replace("redis://", "redis://user:password-in-the-url@")
     async with Storage.from_url(url, ttl=600, timeout=0.5) as storage:
         result = await outcome(storage.load(session.id), session)
-        assert result in (session, StorageUnavailable, *said("load", reply))
+        assert result in (session, StorageUnavailable, *claimed("load", reply))
     proxy.forgive()
 
 
@@ -426,10 +426,8 @@ async def test_any_answer_to_the_first_words(
     )
 )
 @example(reply=_bulk(b"$")(b"redis_version:" + b"9" * 5_000 + b".0.0"))
-async def test_any_answer_to_how_a_server_is(
-    proxy: FaultProxy, storage: Storage, reply: bytes
-) -> None:
-    """A readiness check ends with what was said, or unavailable."""
+async def test_any_reply_to_info(proxy: FaultProxy, storage: Storage, reply: bytes) -> None:
+    """`ping` returns the contents of any reply, or raises `StorageUnavailable`."""
     proxy.on_request("INFO", answer(reply, hang_up=False))
     try:
         (health,) = await storage.ping()

@@ -1,4 +1,4 @@
-"""Sessions on whichever server Sentinel calls the master, before, during and after a failover."""
+"""Sessions on the master that Sentinel names, before, during and after a failover."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ from aiosessions import (
 from tests.callers import NAME, Caller, busy, last_error, outcome
 from tests.connecting import run_block
 from tests.leaks import said_by
-from tests.servers import Server, binaries, deaf_port, running
+from tests.servers import Server, binaries, refused_port, running
 from tests.topologies import (
     SENTINEL_NAME,
     Watched,
@@ -52,7 +52,7 @@ def shared_sentinels() -> Iterator[Watched]:
 
 @pytest.fixture
 def servers(shared_sentinels: Watched) -> Watched:
-    """The same, empty, and ready for a failover."""
+    """The same servers, empty, and ready for a failover."""
     shared_sentinels.settle()
     shared_sentinels.master().flush()
     return shared_sentinels
@@ -60,8 +60,8 @@ def servers(shared_sentinels: Watched) -> Watched:
 
 @asynccontextmanager
 async def client_of(*ports: int) -> AsyncIterator[Redis]:
-    """A client to borrow, which asks the Sentinels on these ports in this order."""
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+    """A client to borrow that asks the Sentinels on these ports, in this order."""
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py does not type it
         [("127.0.0.1", port) for port in ports],
         sentinel_kwargs={
             "socket_timeout": 0.3,
@@ -75,7 +75,7 @@ async def client_of(*ports: int) -> AsyncIterator[Redis]:
 
 @asynccontextmanager
 async def storage_of(*ports: int, timeout: float = 5.0) -> AsyncIterator[RedisStorage[Any]]:
-    """A storage that borrows such a client."""
+    """A storage that borrows a client of these Sentinels."""
     async with (
         client_of(*ports) as client,
         RedisStorage[Any](client, ttl=600, timeout=timeout) as storage,
@@ -84,7 +84,7 @@ async def storage_of(*ports: int, timeout: float = 5.0) -> AsyncIterator[RedisSt
 
 
 async def test_all_verbs_work_on_the_master(servers: Watched) -> None:
-    """Over one connection, for many callers; the replica has none."""
+    """Many callers share one connection; the replica has none."""
     async with storage_of(*servers.ports) as storage:
         callers = [Caller(storage, new_session_id) for _ in range(50)]
         await asyncio.gather(*(caller.use_all_verbs() for caller in callers))
@@ -95,8 +95,8 @@ async def test_all_verbs_work_on_the_master(servers: Watched) -> None:
     assert found == [int(server is servers.master()) for server in servers.servers]
 
 
-def test_the_documentation_runs(servers: Watched) -> None:
-    """As it stands, but for the addresses and the master's name."""
+def test_documentation_runs(servers: Watched) -> None:
+    """Only the addresses and the name of the master are replaced."""
     places = {
         f'("sentinel-{number}", 26379)': f'("127.0.0.1", {port})'
         for number, port in enumerate(servers.ports, start=1)
@@ -107,8 +107,8 @@ def test_the_documentation_runs(servers: Watched) -> None:
     assert ask(servers.master(), "DBSIZE") == 1
 
 
-async def test_a_borrowed_client_is_left_open(servers: Watched) -> None:
-    """It and its Sentinels work before, during and after; the storage has its own connection."""
+async def test_borrowed_client_stays_open(servers: Watched) -> None:
+    """It works before, during and after; the storage has another connection."""
     async with client_of(*servers.ports) as client:
         assert await client.set("theirs", "1")
         async with RedisStorage[Any](client, ttl=600) as storage:
@@ -120,8 +120,8 @@ async def test_a_borrowed_client_is_left_open(servers: Watched) -> None:
         assert await client.get("session:mine")
 
 
-async def test_closing_leaves_nothing_behind(servers: Watched) -> None:
-    """No task and no connection, whether the storage was connected or about to ask a Sentinel."""
+async def test_aclose_leaves_nothing_behind(servers: Watched) -> None:
+    """No task and no connection remains, even if the storage asks a Sentinel at that time."""
     tasks = asyncio.all_tasks()
     async with client_of(*servers.ports) as client:
         for turns in range(0, 60, 4):
@@ -138,29 +138,29 @@ async def test_closing_leaves_nothing_behind(servers: Watched) -> None:
     disconnected(servers.servers, NAME)
 
 
-async def test_a_sentinel_may_be_gone_or_hang(servers: Watched) -> None:
-    """The next one is asked."""
+async def test_storage_asks_the_next_sentinel(servers: Watched) -> None:
+    """The first one refuses connections, and the second one hangs."""
     last, hung, _ = servers.sentinels
-    with deaf_port() as gone, mended(hung):
+    with refused_port() as refused, mended(hung):
         hung.pause()
-        async with storage_of(gone, hung.port, last.port) as storage:
+        async with storage_of(refused, hung.port, last.port) as storage:
             result, took = await outcome(storage.store(Session(id="mine")))
 
     assert result is None
     assert took < 2
 
 
-async def test_without_sentinels_an_open_connection_serves_on(servers: Watched) -> None:
-    """A new one cannot be made: `StorageUnavailable`, in time and without secrets."""
+async def test_open_connection_outlives_the_sentinels(servers: Watched) -> None:
+    """A new connection fails with `StorageUnavailable`, in time and without secrets."""
     timeout = 0.5
     async with storage_of(*servers.ports, timeout=timeout) as storage:
         await storage.store(Session(id="mine"))
-        with mended(*servers.sentinels), deaf_port() as gone:
+        with mended(*servers.sentinels), refused_port() as refused:
             for sentinel in servers.sentinels:
                 sentinel.pause()
 
             assert (await storage.load("mine")).id == "mine"
-            for ports in (servers.ports, [gone]):
+            for ports in (servers.ports, [refused]):
                 async with storage_of(*ports, timeout=timeout) as late:
                     id = new_session_id()
                     result, took = await outcome(late.load(id))
@@ -172,7 +172,7 @@ async def test_without_sentinels_an_open_connection_serves_on(servers: Watched) 
 
 @pytest.mark.parametrize("end", ["planned", "killed", "hung"])
 async def test_callers_follow_a_failover(servers: Watched, end: str) -> None:
-    """Meanwhile all errors are `StorageUnavailable`; from the promotion on it works soon again."""
+    """All errors are `StorageUnavailable`, and they stop soon after the promotion."""
     master = servers.master()
     async with storage_of(*servers.ports, timeout=0.5) as storage:
         sessions = [Session[Any](id=new_session_id()) for _ in range(60)]
@@ -197,7 +197,7 @@ async def test_callers_follow_a_failover(servers: Watched, end: str) -> None:
                 else:
                     master.pause()
                 await asyncio.to_thread(eventually, lambda: servers.master() is replica)
-                if end == "planned":  # until the Sentinels tell it, the old master serves on
+                if end == "planned":  # until the Sentinels tell the old master, it goes on
                     await asyncio.to_thread(eventually, lambda: role(master) == "slave")
                 promoted = time.monotonic()
                 last = await last_error(callers, promoted + RECOVERS_WITHIN)
@@ -216,13 +216,13 @@ async def test_callers_follow_a_failover(servers: Watched, end: str) -> None:
 
 
 class _Directory:
-    """Stands in for Sentinels: says where the master is, as soon as it is told to."""
+    """Replaces Sentinels: names the master that a test chooses."""
 
     def __init__(self, master: Server) -> None:
         self.master = master
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """The master's address."""
+        """Return the address of the master."""
         assert service_name == SENTINEL_NAME
         return "127.0.0.1", self.master.port
 
@@ -237,12 +237,12 @@ def pair() -> Iterator[tuple[Server, Server]]:
 
 @dataclass
 class Demotion:
-    """A master becomes a read-only replica while callers are connected to it.
+    """A master that becomes a read-only replica while callers are connected to it.
 
     Attributes:
-        old: The master that was, which has not caught up with the new one.
-        new: The master that is.
-        directory: Where its address is to be had.
+        old: The old master; its data differs from that of the new one.
+        new: The new master.
+        directory: Names the address of the new master.
     """
 
     old: Server
@@ -250,21 +250,21 @@ class Demotion:
     directory: _Directory
 
     def happen(self, session: Session[Any], *, on_old: bool, on_new: bool) -> None:
-        """Demote the old master, which has a session; let either have it, or not, from now on."""
+        """Demote the old master, which has a session, and choose which server has it afterwards."""
         key = f"session:{session.id}"
         with self.old.client() as old, self.new.client() as new:
             if on_new:
                 new.restore(key, 0, old.dump(key) or b"")
             if not on_old:
                 old.delete(key)
-        with deaf_port() as nobody:
-            ask(self.old, "REPLICAOF", "127.0.0.1", nobody)
+        with refused_port() as master:
+            ask(self.old, "REPLICAOF", "127.0.0.1", master)
         self.directory.master = self.new
 
 
 @pytest.fixture
 def demotion(pair: tuple[Server, Server]) -> Iterator[Demotion]:
-    """Two empty servers, of which the first one is the master that callers find."""
+    """Two empty servers; the first one is the master that the directory names."""
     for server in pair:
         server.flush()
     yield Demotion(*pair, _Directory(pair[0]))
@@ -274,11 +274,11 @@ def demotion(pair: tuple[Server, Server]) -> Iterator[Demotion]:
 @pytest.mark.parametrize("verb", ["load", "delete", *(f"store-{when.name}" for when in When)])
 @pytest.mark.parametrize("on_new", [False, True], ids=["new-has-none", "new-has-it"])
 @pytest.mark.parametrize("on_old", [False, True], ids=["old-has-none", "old-has-it"])
-async def test_a_demoted_master_is_not_believed(
+async def test_demoted_master_gives_no_answer(
     demotion: Demotion, verb: str, *, on_old: bool, on_new: bool
 ) -> None:
-    """Its READONLY leads to the new master, whose answer it is, and one that is certain."""
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+    """Its READONLY leads to the new master, which answers without doubt."""
+    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # redis-py does not type it
         SENTINEL_NAME, demotion.directory, client_name=NAME
     )
     async with Redis(connection_pool=pool) as client, RedisStorage[Any](client, ttl=60) as storage:

@@ -1,4 +1,4 @@
-"""The servers that other tests rely on do what those tests take for granted."""
+"""The servers for tests: ageing, starting, pausing, and ports."""
 
 import socket
 from contextlib import suppress
@@ -6,26 +6,26 @@ from contextlib import suppress
 import pytest
 import redis
 
-from tests.servers import Server, ServerError, binaries, deaf_port, free_port, running
+from tests.servers import Server, ServerError, binaries, free_port, refused_port, running
 
 
-def test_ageing_ends_what_runs_out_and_nothing_else(redis_or_valkey: Server) -> None:
-    """Half-open, as expiry is: a key that has as long as it is aged by is gone."""
+def test_ageing_removes_expired_keys_only(redis_or_valkey: Server) -> None:
+    """A key with a TTL of exactly the age is gone, because expiry is half-open."""
     redis_or_valkey.flush()
     with redis_or_valkey.client() as client:
         for key, seconds in {"ended": 99, "ends": 100, "lives": 160}.items():
             client.set(key, key, ex=seconds)
-        client.set("everlasting", "value")
+        client.set("persistent", "value")
 
         redis_or_valkey.age(100)
 
-        assert sorted(client.keys()) == [b"everlasting", b"lives"]
+        assert sorted(client.keys()) == [b"lives", b"persistent"]
         assert 50_000 < client.pttl("lives") <= 60_000
-        assert client.pttl("everlasting") == -1
+        assert client.pttl("persistent") == -1
 
 
-def test_ageing_copes_with_the_longest_ttls(redis_or_valkey: Server) -> None:
-    """Milliseconds are counted exactly, beyond what prints as an integer by itself."""
+def test_ageing_works_for_the_longest_ttl(redis_or_valkey: Server) -> None:
+    """Lua would print so large a number of milliseconds as a float."""
     redis_or_valkey.flush()
     ten_thousand_years = 10_000 * 366 * 86_400_000
     with redis_or_valkey.client() as client:
@@ -37,8 +37,8 @@ def test_ageing_copes_with_the_longest_ttls(redis_or_valkey: Server) -> None:
         assert 0 <= ten_thousand_years - 1_000_000 - left < 60_000
 
 
-def test_a_server_ends_with_its_block() -> None:
-    """Also when it hangs and the block fails; its directory goes with it."""
+def test_server_ends_with_its_block() -> None:
+    """Even a paused server after an error; its directory is removed."""
     with suppress(ZeroDivisionError), running(binaries()["valkey"]) as server:
         server.pause()
         raise ZeroDivisionError
@@ -48,8 +48,8 @@ def test_a_server_ends_with_its_block() -> None:
         probe.connect(("127.0.0.1", server.port))
 
 
-def test_a_server_starts_again_where_it_was() -> None:
-    """On the same port and the same socket, and as empty as at first."""
+def test_server_restarts_on_its_port() -> None:
+    """It has the same port and the same socket, and is empty."""
     with running(binaries()["valkey"]) as server:
         port = server.port
         with server.client() as client, redis.Redis.from_url(server.unix_url) as local:
@@ -66,8 +66,8 @@ def test_a_server_starts_again_where_it_was() -> None:
         assert server.port == port
 
 
-def test_a_paused_server_resumes() -> None:
-    """It keeps connections and what it was sent, and answers then."""
+def test_paused_server_resumes() -> None:
+    """It keeps connections and received commands, and answers later."""
     with running(binaries()["valkey"]) as server, socket.socket() as connection:
         connection.connect(("127.0.0.1", server.port))
         server.pause()
@@ -82,8 +82,8 @@ def test_a_paused_server_resumes() -> None:
         assert connection.recv(100) == b"+PONG\r\n"
 
 
-def test_a_server_that_cannot_start_says_why() -> None:
-    """The error holds the server's own words."""
+def test_failed_start_tells_the_reason() -> None:
+    """The error contains the log of the server."""
     with (
         pytest.raises(ServerError, match="nonsense"),
         running(binaries()["valkey"], "--nonsense", "yes"),
@@ -91,15 +91,18 @@ def test_a_server_that_cannot_start_says_why() -> None:
         pass
 
 
-def test_ports_are_free_or_deaf() -> None:
-    """A free port can be taken, together with its cluster bus; a deaf one refuses."""
+def test_free_port_can_be_bound() -> None:
+    """The port of its cluster bus can be bound, too."""
     port = free_port()
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", port))
         second.bind(("127.0.0.1", port + 10_000))
 
+
+def test_refused_port_refuses_connections() -> None:
+    """Nothing listens there, and no other program can take it."""
     with (
-        deaf_port() as port,
+        refused_port() as port,
         pytest.raises(ConnectionRefusedError),
         socket.socket() as probe,
     ):

@@ -1,11 +1,11 @@
-"""Servers in company, for tests: a cluster, a master with Sentinels, and TLS in front of a server.
+"""Groups of servers for tests: a cluster, a master with Sentinels, and a server with TLS.
 
 Invariants:
 
-- Everything listens on 127.0.0.1, on ports of its own, and ends with its `with` block, also after
-  an error and when parts of it were killed or paused.
-- What these functions return from has happened: all nodes agree, or the Sentinels do.
-- They block. Where an event loop has to go on meanwhile, call them in a thread.
+- All servers listen on free ports at 127.0.0.1. They end with the `with` block, even after an error
+  or after servers were killed or paused.
+- When a function returns, all nodes, or all Sentinels, agree on the result.
+- The functions block. Where an event loop must go on running, call them in a thread.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _PATIENCE = 30.0
 _CLUSTER_OPTIONS = (
     *("--cluster-enabled", "yes"),
     *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
-    *("--cluster-replica-validity-factor", "0"),  # a replica may take over, however old its data
+    *("--cluster-replica-validity-factor", "0"),  # a replica may take over even with old data
     *("--repl-diskless-sync-delay", "0"),
 )
 
@@ -47,7 +48,9 @@ T = TypeVar("T")
 def eventually(
     look: Callable[[], T], *, within: float = _PATIENCE, every: float = 0.01, what: str = ""
 ) -> T:
-    """What `look` returns as soon as that is true; a server that cannot be asked is false.
+    """Call `look` until its result is true, and return the result.
+
+    An exception because a server does not answer counts as false.
 
     Raises:
         TimeoutError: That took too long.
@@ -65,7 +68,7 @@ def eventually(
 
 @contextmanager
 def asking(server: Server) -> Iterator[Any]:
-    """A client of a server that answers in text, without retries, and soon."""
+    """A client of a server: with text replies, without retries, with a short timeout."""
     client = redis.Redis(
         port=server.port,
         decode_responses=True,
@@ -84,32 +87,32 @@ def ask(server: Server, *command: str | int) -> Any:
 
 
 def role(server: Server) -> str:
-    """What a server says it is: "master", "slave" or "sentinel"."""
+    """The role of a server: "master", "slave" or "sentinel"."""
     with asking(server) as client:
         return str(client.execute_command("ROLE")[0])
 
 
 def connections(server: Server, name: str) -> int:
-    """How many clients of a server have this name."""
+    """The number of clients of a server with this name."""
     with asking(server) as client:
         return sum(each["name"] == name for each in client.client_list())
 
 
 @contextmanager
 def mended(*broken: Server) -> Iterator[None]:
-    """Afterwards, start what was killed, and let what was paused go on."""
+    """Afterwards, start the servers that were killed, and continue those that were paused."""
     try:
         yield
     finally:
         for node in broken:
-            if node._process is None:
-                node.start()
-            else:
+            if node.runs:
                 node.resume()
+            else:
+                node.start()
 
 
 def offset(server: Server) -> int:
-    """How far a master or a replica is in the stream of writes that replicas follow."""
+    """The position of a master or a replica in the replication stream."""
     with asking(server) as client:
         info = client.info("replication")
     return int(info.get("slave_repl_offset", info["master_repl_offset"]))
@@ -124,31 +127,31 @@ class Cluster:
     """A cluster of several nodes. `cluster` makes one.
 
     Attributes:
-        nodes: All of its nodes, in whatever state they are.
+        nodes: All nodes, those that were killed included.
     """
 
     def __init__(self, nodes: Sequence[Server]) -> None:
         self.nodes = list(nodes)
 
     def node(self, port: int) -> Server:
-        """The node that has this port."""
+        """The node with this port."""
         return next(node for node in self.nodes if node.port == port)
 
     def masters(self) -> list[Server]:
-        """The nodes that serve slots, as the first one that answers sees it."""
+        """The nodes that serve slots, according to the first node that answers."""
         return list(dict.fromkeys(master for _, _, master, *_ in self.map()))
 
     def replicas(self, master: Server) -> list[Server]:
-        """The replicas of a master, as the first node that answers sees it."""
+        """The replicas of a master, according to the first node that answers."""
         return [each for _, _, owner, *rest in self.map() if owner is master for each in rest]
 
     def owner(self, slot: int) -> Server:
-        """The master that serves a slot, as the first node that answers sees it."""
+        """The master of a slot, according to the first node that answers."""
         (owner,) = (master for low, high, master, *_ in self.map() if low <= slot <= high)
         return cast("Server", owner)
 
     def map(self, asked: Server | None = None) -> list[Any]:
-        """Ranges of slots, each as its first and last one, its master and its replicas."""
+        """The ranges of slots: first slot, last slot, master, replicas."""
         for node in [asked] if asked else self.nodes:
             with suppress(redis.RedisError, OSError):
                 return [
@@ -159,8 +162,8 @@ class Cluster:
         raise redis.ConnectionError(message)
 
     def settle(self) -> None:
-        """Wait until every node is there, and all serve, and agree on, all slots."""
-        eventually(self._is_settled, what="that all nodes of the cluster agree")
+        """Wait until all nodes run, and agree on the masters of all slots."""
+        eventually(self._is_settled, what="the agreement of all nodes")
 
     def _is_settled(self) -> bool:
         if not all(_says_ok(node) for node in self.nodes):
@@ -178,7 +181,7 @@ class Cluster:
         )
 
     def flush(self) -> None:
-        """Forget every key, so that a test begins with an empty cluster."""
+        """Delete every key."""
         for master in self.masters():
             master.flush()
 
@@ -188,12 +191,28 @@ class Cluster:
             with master.client() as client:
                 age(client, seconds)
 
+    def reset_statistics(self) -> None:
+        """Set the command counts of all nodes to zero."""
+        for node in self.nodes:
+            with suppress(redis.ConnectionError):  # the node is down
+                ask(node, "CONFIG", "RESETSTAT")
+
+    def calls(self, command: str) -> Counter[str]:
+        """Count the calls of a command, and the refused calls, over all nodes that run."""
+        found = Counter[str]()
+        for node in self.nodes:
+            with suppress(redis.ConnectionError), asking(node) as client:
+                statistics = client.info("commandstats").get(f"cmdstat_{command}", {})
+                found["calls"] += statistics.get("calls", 0)
+                found["refusals"] += statistics.get("rejected_calls", 0)
+        return found
+
     @contextmanager
     def moving(self, slot: int, target: Server) -> Iterator[Server]:
-        """A slot is on the move to another node while the block runs, and has been moved then.
+        """Move a slot to another node, which begins and ends with the block.
 
-        Meanwhile its old owner, which this yields, answers ASK for keys that it does not have. The
-        nodes that have no part in it hear of the new owner by and by.
+        During the block its old owner, which this yields, answers ASK for keys that it does not
+        have. The other nodes learn of the new owner some time later.
         """
         source = self.owner(slot)
         ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", node_id(source))
@@ -208,27 +227,27 @@ class Cluster:
                 ask(node, "CLUSTER", "SETSLOT", slot, "NODE", node_id(target))
 
     def move(self, slot: int, target: Server) -> None:
-        """Move a slot, and all that is stored in it, to another node."""
+        """Move a slot and its keys to another node."""
         with self.moving(slot, target):
             pass
 
 
 def move_keys(keys: Sequence[str], source: Server, target: Server) -> None:
-    """Move keys to another node, in one go."""
+    """Move keys to another node, with one command."""
     ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
 
 
 @contextmanager
 def cluster(binary: Path, *options: str, masters: int = 3, replicas: int = 0) -> Iterator[Cluster]:
-    """A cluster that runs for as long as the block does, with all slots spread evenly.
+    """A cluster that runs during the block, with the slots spread evenly.
 
-    It takes two seconds: for so long, a master that has just been started serves nothing.
+    The start takes two seconds, because a new master serves nothing for that time.
 
     Args:
-        binary: What to run; see `servers.binaries`.
-        options: The command line of each node, besides what makes it one.
-        masters: How many masters there are.
-        replicas: How many replicas each of them has.
+        binary: The path of the program; see `servers.binaries`.
+        options: The command line of each node, without the options of every node.
+        masters: The number of masters.
+        replicas: The number of replicas of each master.
     """
     with ExitStack() as stack:
         nodes = [
@@ -250,18 +269,18 @@ def cluster(binary: Path, *options: str, masters: int = 3, replicas: int = 0) ->
         for node in nodes[masters:]:
             eventually(partial(_is_in_sync, node))
         for node in nodes[:masters]:
-            node.flush()  # replicas that have seen no write are not listed by every server
+            node.flush()  # some servers do not list replicas that have seen no write
         made.settle()
         yield made
 
 
 def node_id(server: Server) -> str:
-    """What a node of a cluster calls itself."""
+    """The id of a node of a cluster."""
     return str(ask(server, "CLUSTER", "MYID"))
 
 
 def _says_ok(node: Server) -> bool:
-    info = ask(node, "CLUSTER", "INFO")  # a dict or a text, as the driver likes
+    info = ask(node, "CLUSTER", "INFO")  # a dict or a text, depending on the release of redis-py
     return "ok" in (info["cluster_state"] if isinstance(info, dict) else info.split()[0])
 
 
@@ -271,12 +290,12 @@ def _is_in_sync(replica: Server) -> bool:
 
 
 class Watched:
-    """A master and its replica, which Sentinels watch. `watched` makes one.
+    """A master, a replica and their Sentinels. `watched` makes one.
 
     Attributes:
-        servers: The two, whichever of them is the master.
-        sentinels: Those who watch.
-        ports: Where they listen.
+        servers: The master and the replica, in any order.
+        sentinels: The Sentinels.
+        ports: The ports of the Sentinels.
     """
 
     def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
@@ -285,8 +304,8 @@ class Watched:
         self.ports = [sentinel.port for sentinel in sentinels]
 
     def master(self) -> Server:
-        """The server that the Sentinels agree on as the master, and that says so itself."""
-        master = eventually(self._master, what="that the Sentinels agree")
+        """The master, once all Sentinels agree and the server itself says so."""
+        master = eventually(self._master, what="the agreement of the Sentinels")
         assert master is not None
         return master
 
@@ -299,8 +318,8 @@ class Watched:
         return None
 
     def settle(self) -> None:
-        """Wait until the other server is a replica in sync, and every Sentinel knows that."""
-        eventually(self._is_settled, what="that every Sentinel could fail over")
+        """Wait until the other server is a replica in sync, and every Sentinel knows it."""
+        eventually(self._is_settled, what="the readiness for a failover")
 
     def _is_settled(self) -> bool:
         master = self._master()
@@ -324,8 +343,8 @@ class Watched:
         return True
 
     def fail_over(self) -> None:
-        """Tell a Sentinel to make the replica the master; that takes a moment."""
-        eventually(lambda: self._of(self.sentinels[0], "FAILOVER"), what="a failover's begin")
+        """Start a failover to the replica, without waiting for its end."""
+        eventually(lambda: self._of(self.sentinels[0], "FAILOVER"), what="the start of a failover")
 
     @staticmethod
     def _of(sentinel: Server, what: str) -> Any:
@@ -334,12 +353,12 @@ class Watched:
 
 @contextmanager
 def watched(binary: Path) -> Iterator[Watched]:
-    """A master, a replica and three Sentinels, who find out in 300 ms that the master is down.
+    """A master, a replica and three Sentinels, which notice after 300 ms that the master is down.
 
-    It is the first Sentinel that brings about a failover.
+    The first Sentinel starts the failover.
 
     Args:
-        binary: What to run; see `servers.binaries`.
+        binary: The path of the program; see `servers.binaries`.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
@@ -354,9 +373,9 @@ def watched(binary: Path) -> Iterator[Watched]:
         eventually(lambda: _is_in_sync(replica))
         sentinels: list[Server] = []
         for number in range(3):
-            config = directory / f"sentinel-{number}.conf"  # it is theirs: they write to it
-            # One of them leads, when two agree that the master is down. If all did, they would now
-            # and then all vote for themselves, and try again much later.
+            config = directory / f"sentinel-{number}.conf"  # the Sentinel writes to it
+            # Only one of them leads, once two agree that the master is down. If all could lead,
+            # they would sometimes all vote for themselves, and try again much later.
             quorum = 2 if number == 0 else 4
             config.write_text(
                 f"sentinel monitor {SENTINEL_NAME} 127.0.0.1 {master.port} {quorum}\n"
@@ -365,9 +384,9 @@ def watched(binary: Path) -> Iterator[Watched]:
             )
             ready = "+monitor master"
             sentinel = stack.enter_context(running(binary, str(config), "--sentinel", ready=ready))
-            # They find each other, and out about changes, by looking every so often. Four times the
-            # publish period has to be more than the second in which they notice a promotion: else
-            # those who have not been told of it yet undo it.
+            # Sentinels find each other and notice changes by polling. Four times the publish period
+            # must be more than the second in which they notice a promotion. Otherwise a Sentinel
+            # that has not noticed it yet undoes it.
             for period, milliseconds in (("info", 100), ("ask", 100), ("publish", 500)):
                 ask(sentinel, "SENTINEL", "DEBUG", f"{period}-period", milliseconds)
             sentinels.append(sentinel)
@@ -378,15 +397,15 @@ def watched(binary: Path) -> Iterator[Watched]:
 
 @dataclass(frozen=True)
 class Secured:
-    """A server that is spoken to in TLS, and asks for a certificate. `secured` makes one.
+    """A server with TLS that asks for a client certificate. `secured` makes one.
 
     Attributes:
         server: The server.
-        port: Where it speaks TLS, at 127.0.0.1, which is also what its certificate is for.
-        ca: The file of the authority that signed its certificate, and whose clients it accepts.
+        port: Its TLS port at 127.0.0.1; its certificate is for this address.
+        ca: The file of the authority that signed the certificates of the server and its clients.
         certificate: The file of a client's certificate.
-        key: The file of that certificate's key.
-        stranger_ca: The file of an authority that has nothing to do with it.
+        key: The file of the key of that certificate.
+        stranger_ca: The file of another authority.
     """
 
     server: Server
@@ -398,8 +417,8 @@ class Secured:
 
 
 def speaks_tls(binary: Path) -> bool:
-    """Whether a server was built with TLS: it then misses a certificate, and else TLS itself."""
-    said = subprocess.run(  # noqa: S603 - ours
+    """Whether a server was built with TLS: its error message tells."""
+    said = subprocess.run(  # noqa: S603 - our own server
         [binary, "--port", "0", "--tls-port", str(free_port())],
         capture_output=True,
         check=False,
@@ -410,7 +429,7 @@ def speaks_tls(binary: Path) -> bool:
 
 @contextmanager
 def secured(binary: Path) -> Iterator[Secured]:
-    """A server behind TLS: its own, or, where it was built without, that of a proxy before it."""
+    """A server with TLS, or behind a TLS proxy if it was built without TLS."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
         authority = trustme.CA()
@@ -454,7 +473,7 @@ def secured(binary: Path) -> Iterator[Secured]:
 
 @contextmanager
 def _tls_proxy(context: ssl.SSLContext, port: int, target: int) -> Iterator[None]:
-    """Ends TLS, and hands what is inside to a server on another port; in a thread of its own."""
+    """A proxy in a thread that decrypts TLS and connects to another port."""
     started = threading.Event()
     stop: Callable[[], object] = lambda: None  # noqa: E731
 

@@ -1,4 +1,4 @@
-"""What type checkers see of the public interface. mypy and pyright check it; nothing runs it."""
+"""The public interface as type checkers see it. mypy and pyright check it; nothing runs it."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,12 +32,12 @@ from aiosessions import (
 
 @dataclass
 class Cart:
-    """What a shop keeps in its sessions."""
+    """The session data of a shop."""
 
     items: list[str]
 
 
-# A session is generic over its data, which is inferred and may be missing.
+# A session is generic over the type of its data, which is inferred.
 
 session = Session(id=new_session_id(), kind="web", data=Cart(["tea"]))
 assert_type(session, Session[Cart])
@@ -45,18 +45,20 @@ assert_type(session.id, str)
 assert_type(session.kind, str)
 assert_type(session.principal, str | None)
 assert_type(session.metadata, dict[str, str])
-assert_type(session.data, Cart | None)
+assert_type(session.data, Cart)
+assert_type(session.data.items, list[str])
 assert_type(session.created_at, datetime)
 assert_type(session.updated_at, datetime)
 assert_type(session.expires_at, datetime | None)
 assert_type(session.revision, str)
 
-empty: Session[Cart] = Session(id="x")
+empty: Session[Cart | None] = Session(id="x")
+missing: Session[Cart] = Session(id="x")  # pyright: ignore[reportAssignmentType]  # no None in it
 Session("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # keyword-only
 Session(id=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-# The codec knows the data type, and storages and managers take it from there.
+# Storages and managers take the data type from their codec.
 
 json_codec = JsonCodec(data_type=Cart, max_bytes=65_536)
 assert_type(json_codec, JsonCodec[Cart])
@@ -65,6 +67,9 @@ assert_type(json_codec.decode(b""), Session[Cart])
 msgpack_codec = MsgpackCodec(Cart)
 assert_type(msgpack_codec, MsgpackCodec[Cart])
 codec: Codec[Cart] = msgpack_codec
+# Unions are not classes, so the annotation has to tell the data type.
+optional: JsonCodec[Cart | None] = JsonCodec(Cart | None)
+assert_type(optional.decode(b"").data, Cart | None)
 other: Codec[int] = msgpack_codec  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 local = LocalStorage(ttl=timedelta(minutes=30), max_sessions=10, codec=json_codec)
@@ -83,7 +88,7 @@ def borrow(client: Redis, cluster: RedisCluster) -> None:
 owned = RedisStorage.from_url("redis://localhost", ttl=60, codec=json_codec)
 assert_type(owned, RedisStorage[Cart])
 
-# Without a codec the data is whatever the annotation says.
+# Without a codec, the annotation tells the data type.
 plain: LocalStorage[dict[str, int]] = LocalStorage(ttl=60)
 anything: Storage[Any] = RedisStorage.from_url("redis://localhost", ttl=60)
 storages: list[Storage[Cart]] = [local, owned]
@@ -105,7 +110,7 @@ async def five_verbs(storage: Storage[Cart]) -> None:
 
 
 async def manager() -> None:
-    """A manager has its storage's data type."""
+    """A manager has the data type of its storage."""
     sessions = SessionManager(local, max_lifetime=timedelta(hours=8), sweep_interval=60, grace=0.5)
     assert_type(sessions, SessionManager[Cart])
     async with sessions as entered:
@@ -114,42 +119,42 @@ async def manager() -> None:
             kind="web", principal="ada", metadata={"a": "b"}, data=Cart([]), id="x"
         )
         assert_type(created, Session[Cart])
+        assert_type(created.data.items, list[str])
+        assert_type(await entered.create(), Session[Cart])
         assert_type(await entered.get("x"), Session[Cart])
-        assert_type(await entered.rotate(created), Session[Cart])
         assert_type(await entered.delete("x"), bool)
         await entered.save(created)
         await entered.create(data="tea")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await entered.create(data=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SessionManager("redis://localhost")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def add(changed: Session[Cart]) -> None:
-    """A change in place."""
-    changed.metadata["seen"] = "yes"
+    """A change."""
+    changed.data.items.append("tea")
 
 
-async def add_slowly(changed: Session[Cart]) -> None:
-    """A change in place that waits for something."""
-    changed.metadata["seen"] = "yes"
+async def add_slowly(changed: Session[Cart]) -> int:
+    """A coroutine function with a result, which is ignored."""
+    changed.data.items.append("tea")
+    return len(changed.data.items)
 
 
-def count(changed: Session[Cart]) -> int:
-    """A change with a result."""
-    return len(changed.metadata)
+async def changes(sessions: SessionManager[Cart]) -> None:
+    """`mutate` and `rotate` take a session or an id, and any change of a session."""
+    for given in ("x", Session(id="x", data=Cart([]))):
+        assert_type(await sessions.mutate(given, add), Session[Cart])
+        assert_type(await sessions.mutate(given, add_slowly, attempts=3), Session[Cart])
+        assert_type(await sessions.mutate(given, lambda each: each.data.items.pop()), Session[Cart])
+        assert_type(await sessions.rotate(given), Session[Cart])
+        assert_type(await sessions.rotate(given, add, new_id="y"), Session[Cart])
+        assert_type(await sessions.rotate(given, add_slowly), Session[Cart])
+    await sessions.mutate("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await sessions.mutate("x", len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await sessions.rotate(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-async def count_slowly(changed: Session[Cart]) -> int:
-    """A change with a result that waits for something."""
-    return len(changed.metadata)
-
-
-async def mutate(sessions: SessionManager[Cart]) -> None:
-    """What `mutate` returns depends on what the change returns."""
-    assert_type(await sessions.mutate("x", add), Session[Cart])
-    assert_type(await sessions.mutate("x", add_slowly), Session[Cart])
-    assert_type(await sessions.mutate("x", count), tuple[Session[Cart], int])
-    assert_type(await sessions.mutate("x", count_slowly), tuple[Session[Cart], int])
-
-
-# A storage, a codec or a clock of one's own needs the right methods, not a base class.
+# An application's storage, codec or clock needs the right methods, not a base class.
 
 
 class OwnStorage:

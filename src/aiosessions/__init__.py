@@ -6,16 +6,19 @@ from .codec import Codec, JsonCodec, MsgpackCodec
 from .errors import (
     CorruptSession,
     InvalidSession,
+    InvalidSessionId,
     SessionConflict,
     SessionError,
     SessionExists,
     SessionNotFound,
+    SessionRotated,
     StorageClosed,
+    StorageMisused,
     StorageUnavailable,
 )
-from .local import LocalStorage
+from .local import LocalStatistics, LocalStorage
 from .manager import SessionManager
-from .redis import RedisStorage
+from .redis import RedisStatistics, RedisStorage, ServerHealth
 from .session import Session, new_session_id
 from .storage import Clock, Storage, When
 
@@ -24,22 +27,28 @@ __all__ = [
     "Codec",
     "CorruptSession",
     "InvalidSession",
+    "InvalidSessionId",
     "JsonCodec",
+    "LocalStatistics",
     "LocalStorage",
     "MsgpackCodec",
+    "RedisStatistics",
     "RedisStorage",
+    "ServerHealth",
     "Session",
     "SessionConflict",
     "SessionError",
     "SessionExists",
     "SessionManager",
     "SessionNotFound",
+    "SessionRotated",
     "Storage",
     "StorageClosed",
+    "StorageMisused",
     "StorageUnavailable",
     "When",
     "new_session_id",
 ]
 
-# Without one, an application that configures no logging would get bare lines on stderr.
+# Without a handler, an application that configures no logging would get bare lines on stderr.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

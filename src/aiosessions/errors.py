@@ -1,20 +1,20 @@
-"""The errors that sessions raise, and the HTTP status a proxy answers each of them with.
+"""The errors of this package, each with the HTTP status that a proxy would answer.
 
 Invariants:
 
-- Every error that leaves this package, other than a wrong argument to a constructor, is a
-  `SessionError`.
-- Messages name the cause. They never carry a session id, a payload or a password, because messages
+- Every error that a verb raises is a `SessionError`. Arguments of a wrong type raise `TypeError`,
+  and settings of a wrong value raise `ValueError`.
+- Messages name the cause. They never hold a session id, a payload or a password, because messages
   end up in logs.
 - An outage is `StorageUnavailable`, never `SessionNotFound`: "I cannot look" and "there is none"
-  ask for different answers.
+  need different answers.
 """
 
 from typing import ClassVar
 
 
 class SessionError(Exception):
-    """The base of every error that sessions raise.
+    """The base of every error of this package.
 
     Attributes:
         status: The HTTP status that a proxy or web service would answer with.
@@ -24,17 +24,21 @@ class SessionError(Exception):
 
 
 class InvalidSession(SessionError, ValueError):
-    """The session cannot be stored, or the id cannot be one, whatever the storage holds.
+    """The application tried to store a session that cannot be stored.
 
-    Raised for an id that is not 1 to 256 visible ASCII characters, a naive datetime, data that the
-    codec cannot encode, and data that is too large once encoded.
+    Raised for a naive datetime, for data that the codec cannot encode or that is not of its data
+    type, and for a session that is too large once encoded.
     """
+
+
+class InvalidSessionId(InvalidSession):
+    """The id is not 1 to 256 visible ASCII characters (0x21 to 0x7E). Clients send such ids."""
 
     status = 400
 
 
 class SessionNotFound(SessionError, LookupError):
-    """There is no such session: never created, deleted, idle past its TTL or past `expires_at`."""
+    """There is no such session: never stored, deleted, idle past its TTL, or past `expires_at`."""
 
     status = 404
 
@@ -46,33 +50,66 @@ class SessionExists(SessionError):
 
 
 class SessionConflict(SessionError):
-    """`When.UNCHANGED` found another revision: someone has written since the session was loaded."""
+    """`When.UNCHANGED` found another revision: the session was written since it was loaded."""
 
     status = 409
 
 
-class CorruptSession(SessionError):
-    """What is stored under the id is not a session that this codec and release can read.
+class SessionRotated(SessionConflict):
+    """The id was rotated away. It accepts no writes; the session continues under its new id."""
 
-    Raised for a record that does not decode or does not validate against the data type, claims a
-    newer format, or holds a session whose id is not the id that was asked for.
+
+class CorruptSession(SessionError):
+    """The stored record is not a session that this codec and this release can read.
+
+    Raised for a record that does not decode or does not validate against the data type, that
+    claims a newer format, or that holds a session with another id.
     """
 
     status = 500
 
 
 class StorageUnavailable(SessionError):
-    """The backend did not answer, or refused to: nothing is known about the session.
+    """The backend did not answer or refused to answer, so nothing is known about the session.
 
-    Raised for timeouts, connection and authentication failures, read-only replicas, servers that
-    are out of memory, loading, or too old, and clusters that are down. After a failed write it is
-    unknown whether the write was applied.
+    Raised for timeouts, connection and authentication failures, read-only replicas, full queues,
+    servers that are out of memory, loading or too old, and clusters that are down.
+
+    Args:
+        message: The cause.
+        in_doubt: See the attribute.
+
+    Attributes:
+        in_doubt: True if a write may have been applied although this error was raised. False if
+            nothing was written.
     """
 
     status = 503
 
+    def __init__(self, message: str = "", *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
+
 
 class StorageClosed(SessionError):
-    """The storage was used after `aclose`."""
+    """The storage was used after `aclose`, or was closed during the call.
+
+    Args:
+        message: The cause.
+        in_doubt: See the attribute.
+
+    Attributes:
+        in_doubt: True if a write may have been applied before the storage was closed.
+    """
 
     status = 503
+
+    def __init__(self, message: str = "", *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
+
+
+class StorageMisused(SessionError, RuntimeError):
+    """The storage belongs to another event loop that still runs, or to a process that forked."""
+
+    status = 500

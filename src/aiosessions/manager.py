@@ -1,63 +1,51 @@
-"""Sessions as an application uses them: ids, dates, lifetimes and lost updates are taken care of.
+"""Sessions for an application: ids, dates, lifetimes, lost updates and new ids.
 
 Invariants:
 
-- A session is created only where there was none, and saved only over the revision that was loaded:
-  no write is lost without an error, and none brings a deleted session back.
-- The manager stamps `expires_at` at creation and never moves it, nor lets it go beyond
-  `max_lifetime`.
-- After a rotation the old id answers with what was stored under it before, and accepts no writes:
-  what happens after the rotation happens under the new id alone.
+- A session is created only where there was none, and saved only over the revision that was loaded.
+  A lost update is an error, and a deleted session stays deleted.
+- No method returns or writes a session that is older than `max_lifetime`, even if it was stored
+  without an `expires_at`. The method that finds such a session removes it.
+- After a rotation, the old id answers with the session as it was before, and accepts no writes.
 """
 
 import contextlib
-import inspect
-import itertools
-import logging
-import random
+import copy
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self
 
-import anyio
-import anyio.abc
 import msgspec
 
-from .errors import (
-    InvalidSession,
-    SessionConflict,
-    SessionError,
-    SessionNotFound,
-    StorageUnavailable,
-)
-from .session import D, Session, as_utc, new_session_id
+from ._retry import Change, Retry, apply
+from ._rotation import LATEST, ROTATED, ROTATED_KEY, check_metadata, explain, move
+from ._sweep import Sweeper
+from .errors import SessionConflict, SessionError, SessionNotFound, SessionRotated
+from .record import CHANGED, NOT_FOUND
+from .session import D, Session, as_utc, check_id, new_session_id
 from .storage import Clock, Storage, When, milliseconds
 
-_log = logging.getLogger("aiosessions")
-T = TypeVar("T")
-_LATEST = datetime.max.replace(tzinfo=UTC)
+__all__ = ["ROTATED_KEY", "SessionManager"]
 
-RETIRED = "aiosessions.retired"
-"""The metadata key that marks a session whose id was rotated away; its value is the moment."""
+_NO_DATA: Any = None  # for each D; a codec whose data type has no None refuses it
 
 
 class SessionManager(Generic[D]):
     """Creates, loads, saves and rotates sessions in a storage, which it borrows and leaves open.
 
     Args:
-        storage: Where the sessions are.
-        max_lifetime: How long any session may live, however active: seconds or a timedelta.
-            None for as long as it is used.
-        sweep_interval: How often to call `delete_expired`, while the manager is entered: seconds or
-            a timedelta. None for never: Redis needs no sweep, and `LocalStorage` is bounded anyway.
-        grace: How long the old id of a rotated session still answers: seconds or a timedelta.
-            0 for not at all.
-        clock: Where the time comes from.
+        storage: The storage of the sessions.
+        max_lifetime: The longest time from a session's creation to its end; None for no limit. As
+            for all durations: seconds or a timedelta.
+        sweep_interval: The time between two calls of `delete_expired` while the manager is entered;
+            None for no sweeps. Redis needs none, and without them `LocalStorage` is bounded.
+        grace: The time for which the old id of a rotated session still answers. With 0, the old id
+            is gone when `rotate` returns.
+        clock: The source of time.
 
     Raises:
-        ValueError: A duration is not positive (`grace` may be 0).
+        ValueError, TypeError: A duration is not positive (`grace` may be 0), or has a wrong type.
     """
 
     def __init__(
@@ -69,34 +57,30 @@ class SessionManager(Generic[D]):
         grace: float | timedelta = 10.0,
         clock: Clock = time,
     ) -> None:
+        _check_storage(storage)
         self._storage = storage
         self._clock = clock
         self._max_lifetime = _optional(max_lifetime, "max_lifetime")
-        if self._max_lifetime and self._max_lifetime > _LATEST - self._now():
-            message = "max_lifetime reaches beyond the year 9999; use None for no limit"
-            raise ValueError(message)
-        self._sweep_interval = _optional(sweep_interval, "sweep_interval")
-        self._grace = _optional(grace or None, "grace") or timedelta(0)
-        self._tasks: anyio.abc.TaskGroup | None = None
+        if self._max_lifetime and self._max_lifetime > LATEST - self._now():
+            raise ValueError("max_lifetime reaches beyond the year 9999; use None for no limit")
+        interval = _optional(sweep_interval, "sweep_interval")
+        self._sweeper = Sweeper(storage, interval.total_seconds()) if interval else None
+        none = grace in (0, timedelta(0)) and not isinstance(grace, bool)
+        self._grace = timedelta(0) if none else timedelta(milliseconds=milliseconds(grace, "grace"))
+        self._entered = False
 
     async def __aenter__(self) -> Self:
-        if self._sweep_interval is not None:
-            self._tasks = anyio.create_task_group()
-            await self._tasks.__aenter__()
-            self._tasks.start_soon(self._sweep, self._sweep_interval.total_seconds())
+        if self._entered:
+            raise RuntimeError("the manager is entered already; enter it once, at startup")
+        if self._sweeper is not None:
+            self._sweeper.start()
+        self._entered = True
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
-            # Without the exception, which would come out inside a group. The sweep raises none.
-            await tasks.__aexit__(None, None, None)
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._entered = False
+        if self._sweeper is not None:
+            await self._sweeper.stop(failing=exc_type is not None)
 
     async def create(
         self,
@@ -104,24 +88,24 @@ class SessionManager(Generic[D]):
         kind: str = "",
         principal: str | None = None,
         metadata: Mapping[str, str] | None = None,
-        data: D | None = None,
+        data: D = _NO_DATA,
         id: str | None = None,
     ) -> Session[D]:
         """Create and store a session.
 
         Args:
-            kind: What sort of session it is.
-            principal: Whom it belongs to.
+            kind: The kind of session, such as "web".
+            principal: The owner, if known.
             metadata: Small string pairs.
-            data: The application's own payload.
-            id: The id to use; a new one from `new_session_id` by default.
+            data: The application's own payload. None by default, which a typed codec may refuse.
+            id: The id to use; by default a new one from `new_session_id`.
 
         Raises:
             InvalidSession: The session cannot be stored.
             SessionExists: There is a session with this id.
             StorageUnavailable: The storage cannot be reached.
         """
-        _check_metadata(metadata or {})
+        check_metadata(metadata)
         now = self._now()
         session = Session(
             id=new_session_id() if id is None else id,
@@ -137,228 +121,214 @@ class SessionManager(Generic[D]):
         return session
 
     async def get(self, id: str) -> Session[D]:
-        """Load a session and renew its TTL: one round trip.
+        """Load a session and renew its TTL, in one round trip.
+
+        An id that was rotated away returns the session as it was, with `ROTATED_KEY` among its
+        metadata. That session cannot be saved.
 
         Raises:
-            SessionNotFound: There is no such session.
-            InvalidSession: The id cannot be one.
-            CorruptSession: What is stored cannot be read.
+            SessionNotFound: The session does not exist.
+            InvalidSessionId: The id is malformed.
+            CorruptSession: The stored record cannot be read.
             StorageUnavailable: The storage cannot be reached.
         """
-        session = await self._storage.load(id)
-        if RETIRED in session.metadata:
-            # No stored revision is empty, so no write can be based on this one.
-            session.revision = ""
+        session = await self._load(id)
+        if ROTATED_KEY in session.metadata:
+            session.revision = ""  # no stored revision is empty, so this one matches none
         return session
 
     async def save(self, session: Session[D]) -> None:
-        """Store a session that was loaded or created, if nobody else has written it since.
+        """Store a session that was loaded or created, unless it was written since.
 
-        Stamps `updated_at` and `revision` on it, and brings an `expires_at` that was moved beyond
-        `max_lifetime` back; on any error it is as it was.
+        Stamps `updated_at` and `revision` on the object, and moves an `expires_at` beyond
+        `max_lifetime`. On any error the object is unchanged.
 
         Raises:
-            SessionConflict: Someone has. Load it again and redo the change, as `mutate` does. Also
-                when the id has been rotated away.
-            SessionNotFound: Someone has deleted it, or it has expired.
+            SessionConflict: The session was written since. Redo the change, as `mutate` does.
+            SessionRotated: The id was rotated away.
+            SessionNotFound: The session was deleted or has expired.
             InvalidSession: The session cannot be stored.
-            StorageUnavailable: The storage cannot be reached; it may have been stored or not.
+            StorageUnavailable: The storage cannot be reached; see `in_doubt`.
         """
-        if session.revision:
-            _check_metadata(session.metadata)
-        saved = msgspec.structs.replace(
-            session, updated_at=self._now(), expires_at=self._bounded(session)
-        )
-        await self._storage.store(saved, when=When.UNCHANGED)
-        session.updated_at = saved.updated_at
-        session.expires_at = saved.expires_at
-        session.revision = saved.revision
+        if not isinstance(session, Session):
+            raise TypeError(f"session is a Session, not {type(session).__name__}")
+        try:
+            await self._store(session)
+        except SessionConflict as error:
+            raise await explain(self._storage, error, session.id) from None
 
     async def delete(self, id: str) -> bool:
-        """Remove a session. Says whether there was one.
+        """Remove a session and return whether there was one.
 
         Raises:
-            InvalidSession: The id cannot be one.
+            InvalidSessionId: The id is malformed.
             StorageUnavailable: The storage cannot be reached.
         """
         return await self._storage.delete(id)
 
-    @overload
-    async def mutate(  # type: ignore[overload-overlap]  # None is told apart at run time, too
-        self,
-        id: str,
-        change: Callable[[Session[D]], None],
-        *,
-        attempts: int = ...,
-        timeout: float | timedelta = ...,
-    ) -> Session[D]: ...
-
-    @overload
-    async def mutate(  # type: ignore[overload-overlap]  # None is told apart at run time, too
-        self,
-        id: str,
-        change: Callable[[Session[D]], Awaitable[None]],
-        *,
-        attempts: int = ...,
-        timeout: float | timedelta = ...,
-    ) -> Session[D]: ...
-
-    @overload
     async def mutate(
         self,
-        id: str,
-        change: Callable[[Session[D]], Awaitable[T]],
-        *,
-        attempts: int = ...,
-        timeout: float | timedelta = ...,
-    ) -> tuple[Session[D], T]: ...
-
-    @overload
-    async def mutate(
-        self,
-        id: str,
-        change: Callable[[Session[D]], T],
-        *,
-        attempts: int = ...,
-        timeout: float | timedelta = ...,
-    ) -> tuple[Session[D], T]: ...
-
-    async def mutate(
-        self,
-        id: str,
-        change: Callable[[Session[D]], Any],
+        session: Session[D] | str,
+        change: Change[D],
         *,
         attempts: int = 100,
         timeout: float | timedelta = 10.0,
-    ) -> Session[D] | tuple[Session[D], Any]:
-        """Load a session, change it and save it; with a fresh copy again when someone else did.
+    ) -> Session[D]:
+        """Load a session, change it and save it; after a conflict, again with a fresh copy.
 
         Args:
-            id: The session's id.
-            change: A plain or an async function that changes the session it is given, in place. It
-                runs once for every attempt, so it must not do anything that cannot be repeated.
-                What it raises abandons the write and comes out of `mutate`.
-            attempts: The most attempts.
-            timeout: When no further attempt begins any more: seconds or a timedelta.
+            session: The session's id, or a session: only its id is used.
+            change: A plain or an async function that changes the session it gets, in place. It runs
+                once for each attempt. If it raises an exception, nothing is written.
+            attempts: The maximum number of attempts.
+            timeout: The time after which no further attempt begins.
 
         Returns:
-            The session as saved; if the last run of `change` returned something other than None,
-            a pair of the session and that.
+            The session as it was saved.
 
         Raises:
-            SessionConflict: Every attempt met another writer, or the id has been rotated away.
-            SessionNotFound: There is no such session, or no longer.
-            InvalidSession: `change` made it a session that cannot be stored, or changed its id.
+            SessionConflict: Each attempt met another writer.
+            SessionRotated: The id was rotated away.
+            SessionNotFound: The session does not exist, or was deleted during the change.
+            InvalidSession: The changed session cannot be stored, or `change` has changed its id.
             ValueError: `attempts` is not positive.
-            StorageUnavailable: The storage cannot be reached; the change may have been saved or
-                not. It is not tried again, as it would then be applied twice.
+            StorageUnavailable: The storage cannot be reached. No further attempt follows, because
+                the change may have been saved.
         """
-        if attempts < 1:
-            message = f"attempts must be at least 1, not {attempts}"
-            raise ValueError(message)
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = anyio.current_time() + seconds
-        for attempt in itertools.count(1):
-            session = await self.get(id)
-            if not session.revision:
-                message = "this id has been rotated away; changes go to the new one"
-                raise SessionConflict(message)
-            value = change(session)
-            if inspect.isawaitable(value):
-                value = await value
-            if session.id != id:
-                message = "a change must leave the id alone; `rotate` gives a new one"
-                raise InvalidSession(message)
+        id = _id_of(session)
+        retry = Retry(attempts, timeout)
+        while True:
+            changed = await self._load_writable(id)
+            created_at = changed.created_at
+            await apply(change, changed)
+            changed.created_at = created_at
             try:
-                await self.save(session)
-            except SessionConflict:
-                wait = random.uniform(0, 0.001 * 2 ** min(attempt, 6))  # noqa: S311 - only jitter
-                late = anyio.current_time() + wait >= deadline
-                if late or attempt >= attempts:
-                    raise
-                await anyio.sleep(wait)
+                await self._store(changed)
+            except SessionConflict as error:
+                if not await retry.wait():
+                    raise await explain(self._storage, error, id) from None
             else:
-                return session if value is None else (session, value)
-        raise AssertionError  # pragma: no cover - the loop above has no other end
+                return changed
 
-    async def rotate(self, session: Session[D]) -> Session[D]:
-        """Give a session a new id, as is due when its rights change: after a sign-in, say.
+    async def rotate(
+        self,
+        session: Session[D] | str,
+        change: Change[D] | None = None,
+        *,
+        new_id: str | None = None,
+    ) -> Session[D]:
+        """Move a session to a new id, because its rights change: after a sign-in, for example.
 
-        The new session is stored first and the old one is retired then, so there is no moment
-        without a usable session. For `grace` seconds the old id answers requests that are under
-        way, with what was stored before the rotation, so whoever only knows the old id gains no
-        rights. It accepts no writes: a save under it is a `SessionConflict`. With `grace=0` it is
-        gone when this returns. `created_at` and `expires_at` do not move.
+        With a change, or with an id, the stored session is loaded, changed and moved; after a
+        conflict again, as in `mutate`. With a session alone, the content of the object moves,
+        changes that were not saved included. The old id never gets the change: it answers for
+        `grace` seconds with the session as it was. `created_at` does not move, and `expires_at`
+        only to an earlier time. After an error or a cancellation the old id works as before.
+
+        Args:
+            session: The session, or its id.
+            change: As for `mutate`. The session that it gets has the new id already.
+            new_id: The id to use; by default a new one from `new_session_id`.
 
         Returns:
-            The session under its new id; the object that was passed keeps the old one.
+            The session under its new id. The object that was passed is unchanged.
 
         Raises:
-            SessionConflict: Someone has written the session since it was loaded, or rotated it.
-            SessionNotFound: Someone has deleted it, or it has expired.
-            InvalidSession: The session cannot be stored.
-            StorageUnavailable: The storage cannot be reached. The old id works on, at least for
-                `grace` seconds.
+            SessionConflict: The session was written since it was loaded; with a change, in each
+                attempt.
+            SessionRotated: The id was rotated away.
+            SessionNotFound: The session was deleted or has expired.
+            SessionExists: There is a session with the id `new_id`.
+            InvalidSession: The session cannot be stored, or is too large to be marked as rotated,
+                or `change` has changed its id.
+            StorageUnavailable: The storage cannot be reached. If the outage lasts, the old id may
+                be read-only until its grace ends.
         """
-        stored = await self.get(session.id)
-        if stored.revision != session.revision or not stored.revision:
-            message = "the session was written or rotated since it was loaded"
-            raise SessionConflict(message)
-        _check_metadata(session.metadata)
-        now = self._now()
-        rotated = msgspec.structs.replace(
-            session,
-            id=new_session_id(),
-            metadata=dict(session.metadata),
-            updated_at=now,
-            expires_at=stored.expires_at,
-        )
-        await self._storage.store(rotated, when=When.ABSENT)
-        # What is retired is what was stored: the object at hand may have the new rights already.
-        stored.metadata[RETIRED] = now.isoformat()
-        end = now + min(self._grace, _LATEST - now)
-        stored.expires_at = end if stored.expires_at is None else min(end, stored.expires_at)
-        try:
-            await self._storage.store(stored, when=When.UNCHANGED)
-        except (SessionConflict, SessionNotFound):
-            # The new one must not outlive a session that someone deleted. Should that fail, it is
-            # out of reach all the same: nobody knows its id.
-            with contextlib.suppress(StorageUnavailable):
-                await self._storage.delete(rotated.id)
-            raise
-        return rotated
+        if new_id is not None:
+            check_id(new_id)
+        retry = Retry()
+        while True:
+            old = await self._load_writable(_id_of(session))
+            draft = session if isinstance(session, Session) and change is None else None
+            if draft is not None and draft.revision != old.revision:
+                raise SessionConflict(CHANGED)
+            # A deep copy, because changes of the new session must not reach the old one.
+            new = copy.deepcopy(draft or old)
+            new = msgspec.structs.replace(new, id=new_id or new_session_id())
+            if change is not None:
+                await apply(change, new)
+            check_metadata(new.metadata)
+            try:
+                now, drawn = self._now(), new_id is None
+                return await move(self._storage, old, new, now, self._grace, drawn=drawn)
+            except SessionConflict:
+                if draft is not None or not await retry.wait():
+                    raise
 
-    def _bounded(self, session: Session[D]) -> datetime | None:
-        """The session's `expires_at`, not beyond `max_lifetime`."""
+    async def _load(self, id: str) -> Session[D]:
+        session = await self._storage.load(id)
+        end = self._end_of(session)
+        if end != session.expires_at and self._is_past(end):
+            # With its end in the record, the storage judges it, by the one clock of all replicas.
+            bounded = msgspec.structs.replace(session, expires_at=end)
+            with contextlib.suppress(SessionError):
+                await self._storage.store(bounded, when=When.UNCHANGED)
+            session = await self._storage.load(id)
+            if session.expires_at != end:
+                raise SessionNotFound(NOT_FOUND)
+        session.expires_at = end
+        return session
+
+    async def _load_writable(self, id: str) -> Session[D]:
+        session = await self._load(id)
+        if ROTATED_KEY in session.metadata:
+            raise SessionRotated(ROTATED)
+        return session
+
+    async def _store(self, session: Session[D]) -> None:
+        """As `save`, but a rotated id is a plain `SessionConflict`."""
+        if session.revision:  # else it may come from `get` under a rotated id: a conflict
+            check_metadata(session.metadata)
+        end = self._end_of(session)
+        saved = msgspec.structs.replace(session, updated_at=self._now(), expires_at=end)
+        await self._storage.store(saved, when=When.UNCHANGED)
+        if end != session.expires_at and self._is_past(end):
+            raise SessionNotFound(NOT_FOUND)
+        session.updated_at = saved.updated_at
+        session.expires_at = saved.expires_at
+        session.revision = saved.revision
+
+    def _end_of(self, session: Session[D]) -> datetime | None:
+        """Return the session's `expires_at`, but no later than `max_lifetime` allows."""
         if self._max_lifetime is None:
             return session.expires_at
         created_at = as_utc(session.created_at, "created_at")
-        latest = created_at + min(self._max_lifetime, _LATEST - created_at)
-        if session.expires_at is None:
-            return latest
-        return min(as_utc(session.expires_at, "expires_at"), latest)
+        latest = created_at + min(self._max_lifetime, LATEST - created_at)
+        return min(as_utc(session.expires_at or latest, "expires_at"), latest)
+
+    def _is_past(self, end: datetime | None) -> bool:
+        return end is not None and end <= self._now()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time(), UTC)
 
-    async def _sweep(self, interval: float) -> None:
-        while True:
-            await anyio.sleep(interval)
-            try:
-                await self._storage.delete_expired()
-            except Exception as error:  # noqa: BLE001 - an outage must not end the application
-                # The next round may succeed. What is no error of ours may say an id.
-                ours = isinstance(error, SessionError)
-                _log.warning("a sweep failed: %s", error if ours else type(error).__name__)
+
+def _id_of(session: Session[D] | str) -> str:
+    return session.id if isinstance(session, Session) else session
 
 
-def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if RETIRED in metadata:
-        message = f"the metadata key {RETIRED} is reserved"
-        raise InvalidSession(message)
+def _check_storage(storage: object) -> None:
+    verbs = "store", "load", "delete", "delete_expired"
+    if isinstance(storage, type):
+        found = f"the class {storage.__name__}"
+    elif isinstance(storage, str):
+        found = "a URL; use RedisStorage.from_url(url, ttl=...)"
+    elif not all(callable(getattr(storage, verb, None)) for verb in verbs):
+        found = type(storage).__name__
+    else:
+        return
+    raise TypeError(f"storage is a Storage, such as RedisStorage or LocalStorage, not {found}")
 
 
 def _optional(duration: float | timedelta | None, what: str) -> timedelta | None:
-    if duration is None:
-        return None
-    return timedelta(milliseconds=milliseconds(duration, what))
+    return None if duration is None else timedelta(milliseconds=milliseconds(duration, what))

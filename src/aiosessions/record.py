@@ -7,12 +7,12 @@
                     "999999999999999" for none
     32      ...     the codec's payload
 
-Everything in the header is ASCII at a fixed offset, so that a script on a server can compare a
-revision, or see that a session is past its deadline, with one GETRANGE. docs/stored-form.md has the
-story and the rules for changing it; golden files in the tests pin it.
+The header is ASCII at fixed offsets, so that a script on the server can read the revision and the
+deadline with one GETRANGE. docs/stored-form.md explains the layout and the rules for changing it;
+golden files in the tests pin it.
 
-Invariant: a record is either read whole or refused. What is not a record, or claims a newer format,
-is `CorruptSession`, as is a session that is stored under another's id.
+Invariant: a record is either read whole or refused with `CorruptSession`. That covers bytes that
+are not a record, a newer format, and a session that is stored under the id of another session.
 """
 
 import secrets
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .codec import Codec
 
-# What every storage says, in the same words.
+# Every storage uses the same words.
 NOT_FOUND = "there is no such session, or it has expired"
 EXISTS = "there is a session with this id"
 CHANGED = "the session was written since it was loaded"
@@ -38,19 +38,26 @@ HEADER_BYTES = 32
 NO_DEADLINE = 999_999_999_999_999
 _REVISION = slice(1, 17)
 _DEADLINE = slice(17, 32)
+_NEVER = b"%d" % NO_DEADLINE
 
 
 def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
-    """Make the record of a session under a fresh revision; the session stays as it is.
+    """Make the record of a session under a fresh revision, and leave the session unchanged.
 
     Returns:
         The revision, the deadline in milliseconds since the epoch, and the record.
 
     Raises:
         InvalidSession: The session cannot be stored.
+        TypeError: `session` is not a `Session`.
     """
-    if not isinstance(session, Session):
-        raise InvalidSession(f"a session is a Session, not {type(session).__name__}")
+    if type(session) is not Session:
+        if not isinstance(session, Session):
+            raise TypeError(f"a session is a Session, not {type(session).__name__}")
+        raise InvalidSession(
+            f"{type(session).__name__} is a subclass of Session, and its fields would be lost; "
+            "use Session, with the fields in its data"
+        )
     check_id(session.id)
     if not isinstance(session.revision, str):
         raise InvalidSession(f"a revision is a str, not {type(session.revision).__name__}")
@@ -60,14 +67,14 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
         created_at=as_utc(session.created_at, "created_at"),
         updated_at=as_utc(session.updated_at, "updated_at"),
         expires_at=expires_at,
-        revision="",  # it lives in the header alone
+        revision="",  # only the header holds it
     )
     try:
         payload = bytes(codec.encode(stored))
     except SessionError:
         raise
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
-        # Not chained to: what it says may quote the payload.
+        # Without a chain: the text of the error may quote the payload.
         raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
     revision = secrets.token_urlsafe(12)
     deadline = NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
@@ -75,21 +82,23 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
 
 
 def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
-    """Read the record that was found under `id`.
+    """Read the record that is stored under `id`.
 
     Args:
-        record: What is stored.
-        id: The id that was asked for.
-        codec: What the payload was encoded with.
-        now: Milliseconds since the epoch, to hold the deadline against if there is one.
+        record: The stored bytes.
+        id: The id that the caller asked for.
+        codec: The codec that encoded the payload.
+        now: Returns milliseconds since the epoch; called only for a session with a deadline.
 
     Raises:
         SessionNotFound: The session is past its deadline.
-        CorruptSession: This is no record that can be read, or another session's.
+        CorruptSession: The record cannot be read, or it holds another session.
     """
-    deadline = deadline_of(record)
-    if deadline != NO_DEADLINE and deadline <= now():
-        raise SessionNotFound(NOT_FOUND)
+    # The most frequent header first: it needs no number.
+    if record[_DEADLINE] != _NEVER or record[:1] != VERSION:
+        deadline = deadline_of(record)
+        if deadline != NO_DEADLINE and deadline <= now():
+            raise SessionNotFound(NOT_FOUND)
     try:
         session = codec.decode(record[HEADER_BYTES:])
         is_the_one = session.id == id
@@ -98,7 +107,7 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") 
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
         raise CorruptSession(f"the codec failed with {type(error).__name__}") from None
     if not is_the_one:
-        raise CorruptSession("another session is stored under the id that was asked for")
+        raise CorruptSession("the record under this id holds another session")
     session.revision = revision_of(record)
     return session
 
@@ -107,7 +116,7 @@ def deadline_of(record: bytes) -> int:
     """The deadline of a record, in milliseconds since the epoch.
 
     Raises:
-        CorruptSession: This is no record, or one of a newer format.
+        CorruptSession: The bytes are not a record, or a record of a newer format.
     """
     deadline = record[_DEADLINE]
     if record[:1] == VERSION and len(deadline) == 15 and deadline.isdigit():
@@ -116,10 +125,10 @@ def deadline_of(record: bytes) -> int:
     if version.isdigit() and version > VERSION:
         message = f"the stored session has format {version.decode()}; this release reads format 1"
     else:
-        message = "what is stored is no session record"
+        message = "the stored value is not a session record"
     raise CorruptSession(message)
 
 
 def revision_of(record: bytes) -> str:
-    """The revision of a record whose header has been found in order."""
+    """The revision of a record whose header is valid."""
     return record[_REVISION].decode("ascii", "replace")

@@ -1,11 +1,10 @@
-"""The session itself, and what makes a valid id.
+"""The session and the rules for its id.
 
 Invariants:
 
-- The id is a credential. Nothing in this package puts it, `principal` or the payload into a
-  message, a log line or a `repr`; a `repr` shows a short digest of the id, enough to correlate
-  two lines and not enough to take over a session.
-- Dates are aware and in UTC. What is naive is refused when it is stored, not guessed at.
+- The id is a credential. Messages, log lines and reprs never hold the id, `principal` or the
+  payload. A repr shows a short digest of the id, which correlates two log lines and opens nothing.
+- Dates are aware and in UTC. Storing a naive date is an error, because its zone is unknown.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic
 
 import msgspec
 
-from .errors import InvalidSession
+from .errors import InvalidSession, InvalidSessionId
 
 if TYPE_CHECKING:  # a default makes `Session` mean `Session[Any]`; at run time that is 3.13's
     from typing_extensions import TypeVar
@@ -44,23 +43,23 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
 
     Attributes:
         id: 1 to 256 visible ASCII characters (0x21 to 0x7E). A credential.
-        kind: What sort of session it is ("mcp", "sse", "web", ...); any string.
-        principal: Whom it belongs to, if known.
+        kind: The sort of session ("mcp", "sse", "web", ...); any string.
+        principal: The owner, if known.
         metadata: Small string pairs.
-        data: The application's own payload, of the type the codec was made with.
-        created_at: When it was created (aware, UTC).
-        updated_at: When it was last changed (aware, UTC).
+        data: The application's own payload, of the data type of the storage's codec.
+        created_at: The time of its creation (aware, UTC).
+        updated_at: The time of its last change (aware, UTC).
         expires_at: The absolute deadline (aware, UTC), or None. No activity carries a session past
             it; it has a resolution of one millisecond, rounded down.
-        revision: Opaque. Every successful write stamps a new one, in place, on the object that was
-            stored.
+        revision: Opaque. Every successful write stamps a new one, in place, on the caller's object.
     """
 
     id: str
     kind: str = ""
     principal: str | None = None
     metadata: dict[str, str] = {}
-    data: D | None = None
+    # None is the default whatever D is; a codec whose data type has no None refuses it.
+    data: D = None  # type: ignore[assignment]
     created_at: _AwareDatetime = msgspec.field(default_factory=utc_now)
     updated_at: _AwareDatetime = msgspec.field(default_factory=utc_now)
     expires_at: _AwareDatetime | None = None
@@ -70,7 +69,7 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"Session({fields})"
 
-    # Named so by rich; msgspec's own would print every field.
+    # rich defines this name. The method of msgspec.Struct would print every field.
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [
             ("id", id_digest(self.id)),
@@ -90,26 +89,28 @@ def new_session_id() -> str:
 
 
 def check_id(id: str) -> None:
-    """Refuse what cannot be a session id.
+    """Check that a string can be a session id.
 
     Raises:
-        InvalidSession: It is no string of 1 to 256 visible ASCII characters (0x21 to 0x7E).
+        InvalidSessionId: `id` is not 1 to 256 visible ASCII characters (0x21 to 0x7E).
+        TypeError: `id` is not a string.
     """
     if not isinstance(id, str):
         message = f"a session id is a str, not {type(id).__name__}"
-    elif _is_id(id):
+        raise TypeError(message)
+    if _is_id(id):
         return
-    elif not id:
+    if not id:
         message = "a session id cannot be empty"
     elif len(id) > 256:
         message = f"a session id has at most 256 characters, not {len(id)}"
     else:
         message = "a session id has only visible ASCII characters (0x21 to 0x7E)"
-    raise InvalidSession(message)
+    raise InvalidSessionId(message)
 
 
 def id_digest(id: str) -> str:
-    """Eight hexadecimal digits that stand for the id where people can read them."""
+    """Eight hexadecimal digits that stand for the id in logs and reprs."""
     return f"#{hashlib.blake2b(str(id).encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
@@ -117,7 +118,7 @@ def as_utc(moment: datetime, what: str) -> datetime:
     """The same moment in UTC.
 
     Raises:
-        InvalidSession: `moment` is no datetime, or a naive one. The message names it as `what`.
+        InvalidSession: `moment` is not a datetime, or it is naive. The message calls it `what`.
     """
     if not isinstance(moment, datetime):
         message = f"{what} is a datetime, not {type(moment).__name__}"

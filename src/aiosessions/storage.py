@@ -1,12 +1,13 @@
-"""The interface of every storage: five verbs, and what each means for what is missing or expired.
+"""The interface of every storage: five verbs, and their meaning for missing and expired sessions.
 
 Invariants of every storage, which `aiosessions.testing.StorageContract` checks:
 
 - A session is absent when it was never stored, was deleted, has been idle for its TTL, or has
-  reached `expires_at`: to the millisecond, for every verb alike, and whether or not anything has
-  swept it up. Expiry is half-open: at exactly the TTL the session is gone.
-- Loading renews the TTL, atomically with the read. There is no verb for renewing alone.
-- A write that raises has changed nothing about the caller's object.
+  reached `expires_at`. That holds to the millisecond, for every verb, and before any sweep. Expiry
+  is half-open: at exactly the TTL the session is gone.
+- Loading renews the TTL, atomically with the read. No other verb only renews. Loading a record
+  that may not be read (past its deadline, unreadable) does not prolong it.
+- A write that raises leaves the caller's object unchanged.
 """
 
 import enum
@@ -14,73 +15,73 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self
 
-from .session import D, Session
+from .session import D, Session, as_utc
 
-# 10,000 years: room for whatever is meant as "for ever", and far from overflowing a server's clock.
+# 10,000 years: long enough for "for ever", and far from overflowing the clock of a server.
 _LONGEST = 10_000 * 366 * 86_400
 
 
 class When(enum.Enum):
-    """What must be true of the stored session for `Storage.store` to write."""
+    """The condition under which `Storage.store` writes."""
 
     ALWAYS = "always"
-    """Nothing: create or overwrite."""
+    """No condition: create or overwrite."""
     ABSENT = "absent"
-    """There is no such session; else `SessionExists`."""
+    """Only if there is no such session; else `SessionExists`."""
     PRESENT = "present"
-    """There is one; else `SessionNotFound`: a write must not bring a deleted session back."""
+    """Only if there is one; else `SessionNotFound`: a deleted session stays deleted."""
     UNCHANGED = "unchanged"
-    """Its revision is still `session.revision`; else `SessionConflict`, or `SessionNotFound`."""
+    """Only over the revision `session.revision`; else `SessionConflict` or `SessionNotFound`."""
 
 
 class Storage(Protocol[D]):
-    """Where sessions are kept.
+    """A place that keeps sessions.
 
     To write a storage, subclass this, implement the five verbs, and run
     `aiosessions.testing.StorageContract` over it. `async with` comes with `aclose`.
 
-    Every verb raises `StorageClosed` after `aclose`, `InvalidSession` for an id that cannot be one,
-    and `StorageUnavailable` when the backend cannot be asked.
+    Every verb raises `StorageClosed` after `aclose`, `InvalidSessionId` for a malformed id, and
+    `StorageUnavailable` when the backend cannot answer.
     """
 
     async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
         """Create or overwrite a session, and start a full TTL (never beyond `expires_at`).
 
-        Stamps a new `revision` on `session`, in place. On any error `session` is as it was.
-        Storing a session that is already past its `expires_at` is allowed; it is absent at once.
+        Stamps a new `revision` on `session`, in place. On any error `session` is unchanged.
+        Storing a session that is already past its `expires_at` succeeds and removes the session.
 
         Raises:
-            InvalidSession: The session cannot be stored: a bad id, a naive datetime, data that
-                cannot be encoded or is too large.
-            SessionExists: `When.ABSENT`, and there is one.
-            SessionNotFound: `When.PRESENT` or `When.UNCHANGED`, and there is none.
-            SessionConflict: `When.UNCHANGED`, and the stored revision is another.
-            CorruptSession: What is stored cannot be read, so the condition cannot be judged. It is
-                left as it is; `When.ALWAYS` overwrites it.
+            InvalidSession: The session cannot be stored: a malformed id, a naive datetime, data
+                that cannot be encoded or is too large.
+            SessionExists: `When.ABSENT`, and there is such a session.
+            SessionNotFound: `When.PRESENT` or `When.UNCHANGED`, and there is no such session.
+            SessionConflict: `When.UNCHANGED`, and the stored revision is another one.
+            CorruptSession: The stored record cannot be read, so the condition cannot be judged.
+                The record stays as it is; `When.ALWAYS` overwrites it.
         """
         ...
 
     async def load(self, id: str) -> Session[D]:
-        """An independent copy of the session; renews its TTL atomically with the read.
+        """Return an independent copy of the session; renew its TTL atomically with the read.
 
         Raises:
             SessionNotFound: There is no such session.
-            CorruptSession: What is stored under the id cannot be read, or is another session.
+            CorruptSession: The stored record cannot be read, or it holds another session.
         """
         ...
 
     async def delete(self, id: str) -> bool:
-        """Remove a session. Says whether there was one; none is no error."""
+        """Remove a session and return whether there was one. An absent session is not an error."""
         ...
 
     async def delete_expired(self, before: datetime | None = None) -> int:
-        """Remove what nobody can load any more, and say how many sessions that was.
+        """Remove expired sessions and return how many.
 
-        0, and no work, where the backend expires sessions by itself.
+        Returns 0 without any work where the backend expires sessions by itself.
 
         Args:
-            before: Remove what was last used (stored or loaded) before this moment, instead of
-                what is past its TTL or its `expires_at`.
+            before: Remove the sessions that were last used (stored or loaded) before this moment,
+                instead of those past their TTL or `expires_at`.
 
         Raises:
             InvalidSession: `before` is a naive datetime.
@@ -88,7 +89,7 @@ class Storage(Protocol[D]):
         ...
 
     async def aclose(self) -> None:
-        """Release everything. Every other verb raises `StorageClosed` from now on.
+        """Release everything. Afterwards every other verb raises `StorageClosed`.
 
         Closing twice is fine.
         """
@@ -107,10 +108,10 @@ class Storage(Protocol[D]):
 
 
 def check_when(when: When) -> None:
-    """Refuse what is no `When`, also one that only looks like it.
+    """Check that `when` is a `When`; a string such as "absent" is not.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: `when` is not a `When`.
     """
     if not isinstance(when, When):
         message = f"when is a When, such as When.ABSENT, not {type(when).__name__}"
@@ -118,7 +119,7 @@ def check_when(when: When) -> None:
 
 
 class Clock(Protocol):
-    """Where the time comes from. The standard module `time` is one; tests bring their own."""
+    """A source of time. The standard module `time` is one; tests bring their own."""
 
     def monotonic(self) -> float:
         """Seconds that never step, from an arbitrary start: for ages and TTLs."""
@@ -130,15 +131,15 @@ class Clock(Protocol):
 
 
 def milliseconds(duration: float | timedelta, what: str) -> int:
-    """A duration in whole milliseconds; the only place where durations are converted.
+    """Convert a duration to whole milliseconds. All durations are converted here.
 
     Args:
         duration: Seconds, or a timedelta.
-        what: What to call it in an error message.
+        what: The name of the duration in an error message.
 
     Raises:
-        TypeError: It is no number and no timedelta.
-        ValueError: It is less than one millisecond, over 10,000 years, or not finite.
+        TypeError: The duration is neither a number nor a timedelta.
+        ValueError: The duration is less than one millisecond, over 10,000 years, or not finite.
     """
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -151,3 +152,38 @@ def milliseconds(duration: float | timedelta, what: str) -> int:
         )
         raise ValueError(message)
     return round(seconds * 1000)
+
+
+def whole_milliseconds(seconds: float) -> int:
+    """The milliseconds that have passed at a reading of a clock; a part of one does not count."""
+    return int(seconds * 1000 + 0.001)  # clocks that count milliseconds are inexact as floats
+
+
+def check_moment(moment: datetime, what: str) -> datetime:
+    """Return a moment that is an argument of a verb, in UTC.
+
+    Raises:
+        TypeError: `moment` is not a datetime.
+        InvalidSession: `moment` is naive.
+    """
+    if not isinstance(moment, datetime):
+        message = f"{what} is a datetime, not {type(moment).__name__}"
+        raise TypeError(message)
+    return as_utc(moment, what)
+
+
+def check_codec(codec: object) -> None:
+    """Check that `codec` is a codec, and not its class or a data type.
+
+    Raises:
+        TypeError: It is something else. The message says what to pass.
+    """
+    if isinstance(codec, type):
+        if callable(getattr(codec, "encode", None)) and callable(getattr(codec, "decode", None)):
+            message = f"codec is a codec, not a class; use codec={codec.__name__}()"
+        else:
+            message = f"codec is a codec, not a data type; use codec=JsonCodec({codec.__name__})"
+        raise TypeError(message)
+    if not callable(getattr(codec, "encode", None)) or not callable(getattr(codec, "decode", None)):
+        message = f"codec has no encode and decode: {type(codec).__name__} is not a codec"
+        raise TypeError(message)

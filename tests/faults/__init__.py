@@ -1,13 +1,13 @@
-"""The fault suite: real servers break under load, and a checker knows every acknowledged write.
+"""The fault suite: real servers break under load, and a checker judges every acknowledged write.
 
-`nox -s faults`, or `python -m tests.faults` from the root, runs every scenario; `nox -s soak`, or
-`python -m tests.faults.soak`, runs a load for long. tests/test_faults.py runs a short form, and
-tests the checker. From the bottom up:
+`nox -s faults`, or `python -m tests.faults` in the root, runs every scenario. `nox -s soak`, or
+`python -m tests.faults.soak`, runs a load for a long time. tests/test_faults.py runs short forms of
+the scenarios and tests the checker. From the bottom up:
 
-- `journal` is what a load leaves behind: one event for every verb that was used.
-- `witness` is a storage that writes these events, and finds fault with errors on the spot.
-- `workload` is the load: mixed verbs from several processes, each of which runs `worker`.
-- `checker` reads the journals, and says what was wrong and what was lost. It does no I/O.
-- `stage` puts servers, load and fault together; `scenarios` says what happens on it.
-- `report` keeps results as JSON and brings docs/reliability.md up to date.
+- `history` is the output of a load: one event for each call of a verb.
+- `recording` is a storage that records these events and judges each call by itself.
+- `workload` is the load: mixed verbs from several processes; `worker` is one of the processes.
+- `checker` reads the history and reports contradictions and losses. It does no I/O.
+- `run` puts servers, load and fault together; `scenarios` lists the faults.
+- `report` keeps results as JSON and updates docs/reliability.md.
 """

@@ -1,62 +1,69 @@
-"""Reads what a load has done and what is stored in the end: what was wrong, and what was lost.
+"""Judges the history of a load and the sessions stored at its end. Does no I/O.
 
-It judges the history of each session for linearizability (Herlihy and Wing, "Linearizability: a
-correctness condition for concurrent objects", 1990). As each write has a token of its own, and each
-conditional one names the write it goes over, that takes no search.
+It checks the history of each session for linearizability (Herlihy and Wing, "Linearizability: a
+correctness condition for concurrent objects", 1990). Each write has its own token, and each
+compare-and-set names the write that it replaces, so the check needs no search.
 
 Rules:
 
-- What is found was written by an attempt that may have been applied: one that was acknowledged, or
-  whose outcome is unknown.
-- Writes that were applied are a chain, each over the one before. Two over the same one are a lost
-  update, and a write that was acknowledged and is not on the chain that ends with what is stored
-  in the end is a lost write.
-- Nobody goes back: who begins when another has ended sees what that one saw, or something newer.
-- What was deleted stays deleted. "Not found" needs a deletion that was attempted, and a conflict
-  somebody else's write.
-- How often a session was changed is how long its chain is: between the writes that were
-  acknowledged, and those and the unknown ones.
-- Where a fault may lose writes, it is those that were acknowledged while it lasted, or so shortly
-  before that they may not have been replicated. These are counted. It may also explain why what
-  was seen before it contradicts what is seen after it; but nothing that was all before it, or all
-  after.
-- What is known to have been replicated is not lost.
+- A load finds the data of an attempt that may have been applied: one that was acknowledged, or one
+  that is in doubt. Data of a refused attempt is wrong. So is data of an attempt that failed with
+  `StorageUnavailable` and `in_doubt` False.
+- The writes that were applied form a chain: each replaces the one before. Two writes that replace
+  the same one are a lost update. An acknowledged write that is not on the chain of the data stored
+  at the end is a lost write.
+- Time does not go back: a call that begins after another one ended sees the same data or newer.
+- A deleted session stays deleted. "Not found" needs a deletion that was attempted, and a conflict
+  needs a write of another client.
+- The count of changes is the length of the chain. It lies between the number of acknowledged writes
+  and the number of acknowledged writes and writes in doubt.
+- If a fault may lose writes, it may lose those acknowledged during the fault, or so shortly before
+  it that they may not have been replicated. They are counted. Such a fault may also explain a
+  contradiction between a call before and a call after it, but never between two calls that were
+  both before it or both after it.
+- A write that was known to be replicated is never lost.
 """
 
 import bisect
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from aiosessions.session import id_digest
 
-from .journal import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
+from .history import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
+
+LATE = "the server did not answer in time"
 
 _REFUSALS = ("SessionNotFound", "SessionConflict", "SessionExists")
-_LAG = 0.5  # how many seconds a replica may be behind at most
+_MAX_REPLICATION_LAG = 0.5
+_BRIDGE = 0.9  # a little less than the second for which commands wait in an outage
+# The address, and the remark about doubt, which both differ between errors of one cause.
+_TAIL = re.compile(r" \([^()]*\)(; the write may have been applied)?$")
 
 
 @dataclass
 class Verdict:
-    """What the checker has found.
+    """The findings of the checker.
 
     Attributes:
-        verbs: How many there were.
-        acknowledged: Writes and deletions that were.
-        unknown: Those whose outcome the caller does not know.
-        applied: Of these writes, those that turned out to have been applied.
-        errors: `StorageUnavailable` by its message.
-        wrong: What contradicts a promise, in words.
-        lost: Acknowledged writes and deletions that were lost, in words.
-        latest: The most seconds by which any verb missed its deadline.
+        calls: The number of calls.
+        acknowledged: The number of writes and deletes that succeeded.
+        errors: `StorageUnavailable` without doubt, by cause.
+        doubts: `StorageUnavailable` in doubt, by cause.
+        applied: The number of writes in doubt that turned out to be applied.
+        wrong: Contradictions of a promise, in words.
+        lost: Acknowledged writes and deletes that were lost, in words.
+        latest: The longest time from a deadline to the end of its call, in seconds.
     """
 
-    verbs: int = 0
+    calls: int = 0
     acknowledged: int = 0
-    unknown: int = 0
-    applied: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
+    applied: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     latest: float = 0.0
@@ -72,26 +79,25 @@ def check(
     """Judge a load.
 
     Args:
-        events: Everything that any caller has done, in any order.
-        final: What is stored in the end, by id.
-        loses: From when to when a fault may lose writes; None if nothing may be lost.
-        replicated: What had outlived the fault in any case, by id.
+        events: The calls of all clients, in any order.
+        final: The data stored at the end, by id.
+        loses: The begin and the end of a fault that may lose writes; None if none may be lost.
+        replicated: The data that had been replicated before the fault, by id.
     """
     verdict = Verdict()
     by_id: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_id[event.id].append(event)
-        verdict.verbs += 1
+        verdict.calls += 1
         verdict.latest = max(verdict.latest, event.late)
         verdict.wrong += [f"{event.verb}: {flaw}" for flaw in event.flaws]
         if event.verb != LOAD:
             verdict.acknowledged += event.ok
-            verdict.unknown += event.unknown
-        if event.unknown:
-            verdict.errors[cause(event.message)] += 1
+        if event.unavailable:
+            (verdict.doubts if event.in_doubt else verdict.errors)[cause(event.message)] += 1
         elif not event.ok and event.outcome not in _REFUSALS:
             verdict.wrong.append(f"{event.verb}: {event.outcome}")
-    verdict.wrong += [f"{id_digest(id)}: nobody stored it" for id in final if id not in by_id]
+    verdict.wrong += [f"{id_digest(id)}: no client stored it" for id in final if id not in by_id]
     for id, history in by_id.items():
         overwritten = any(event.verb in (ALWAYS, PRESENT) for event in history)
         judge = _Register if overwritten else _Chain
@@ -101,13 +107,49 @@ def check(
 
 
 def cause(message: str) -> str:
-    """What `StorageUnavailable` says, without what the driver has said, which names addresses."""
-    known = "the connection to the server failed"
-    return known if message.startswith(known) else message
+    """The message of a `StorageUnavailable` without the parts that differ from server to server."""
+    return _TAIL.sub("", message)
+
+
+def unbridged(events: Sequence[Event]) -> Iterator[str]:
+    """The errors that do not occur if commands wait for a server that soon returns.
+
+    A load is sent again, and so is a save. A save can be in doubt only if another client has
+    written the session. Other writes fail only if they were in flight, and then in doubt.
+    """
+    writers: defaultdict[str, set[int]] = defaultdict(set)
+    for event in events:
+        if event.verb != LOAD:
+            writers[event.id].add(event.client)
+    for event in events:
+        saved_alone = event.verb == UNCHANGED and len(writers[event.id]) == 1
+        if event.unavailable and (event.verb == LOAD or saved_alone or not event.in_doubt):
+            yield f"not bridged: {event.verb}: {cause(event.message)}"
+
+
+def early(events: Iterable[Event], faults: Sequence[float], timeout: float) -> Iterator[str]:
+    """The timeouts before the deadline of the call, in the first second of an outage.
+
+    Only a write in doubt may fail early. Its connection was replaced, so no reply can come.
+
+    Args:
+        events: The calls of all clients.
+        faults: The begin of each fault.
+        timeout: The timeout of the storage, in seconds.
+    """
+    began: dict[tuple[int, int], float] = {}  # the first timeout by process and fault
+    for event in sorted(events, key=lambda event: event.end):
+        if not event.unavailable or cause(event.message) != LATE:
+            continue
+        fault = event.client // 1_000, sum(event.end > begin for begin in faults)
+        outage = event.end - began.setdefault(fault, event.end)
+        retried = event.verb in (LOAD, UNCHANGED) or not event.in_doubt
+        if retried and outage < _BRIDGE and event.end - event.start < timeout * 0.9:
+            yield f"{event.verb}: failed before its deadline"
 
 
 class _Judge:
-    """What both ways of judging a session have in common."""
+    """The judgement of one session; the common part of both kinds."""
 
     def __init__(
         self,
@@ -126,12 +168,12 @@ class _Judge:
         self._survivor = survivor
         self._attempts = {e.token: e for e in self._events if e.verb not in (LOAD, DELETE)}
         self._acknowledged = {token for token, event in self._attempts.items() if event.ok}
-        self._unknown = {token for token, event in self._attempts.items() if event.unknown}
-        # The tokens of all that was found, and can be explained.
+        self._doubted = {token for token, event in self._attempts.items() if event.in_doubt}
+        # The tokens that were found and can be explained.
         self._found = {each.token for each in self._events if each.verb == LOAD and each.ok}
         if final:
             self._found.add(final.token)
-        self._found = {token for token in self._found if self._is_known(token)}
+        self._found = {token for token in self._found if self._is_explained(token)}
 
     def judge(self) -> None:
         """Add to the verdict."""
@@ -141,13 +183,15 @@ class _Judge:
         self._verdict.wrong.append(f"{id_digest(self._id)}: {what}")
 
     def _lost(self, event: Event, what: str) -> None:
-        """It is wrong, too, unless the fault was there when it was acknowledged."""
+        """Count a lost write. It is also wrong, unless it was acknowledged during the fault."""
         self._verdict.lost.append(f"{id_digest(self._id)}: {what}")
-        if self._loses and not self._loses[0] - _LAG <= event.end <= self._loses[1]:
-            self._wrong(f"{what}, and lost without a reason")
+        if self._loses:
+            begin, end = self._loses
+            if not begin - _MAX_REPLICATION_LAG <= event.end <= end:
+                self._wrong(f"{what}, and lost without a reason")
 
     def _unexplained(self, what: str, event: Event, contradicted: Event | None) -> None:
-        """It is wrong, unless the fault came between, and may have lost what would explain it."""
+        """Report a contradiction, unless a fault between the events may have lost a write."""
         both = (event, contradicted or event)
         if self._loses is None or (
             max(each.end for each in both) < self._loses[0]
@@ -156,38 +200,44 @@ class _Judge:
             self._wrong(f"{event.verb}: {what}")
 
     def _last_before(self, event: Event, matches: Callable[[Event], bool]) -> Event | None:
-        """The last that had ended before this one began."""
+        """The last event that ended before this one began, of those that match."""
         past = (each for each in self._events if each.end < event.start and matches(each))
         return max(past, key=lambda each: each.start, default=None)
 
-    def _is_known(self, token: str) -> bool:
-        """Whether an attempt to write explains what was found."""
-        if token in self._acknowledged or token in self._unknown:
+    def _is_explained(self, token: str) -> bool:
+        """Whether an attempt that may have been applied explains a token that was found."""
+        if token in self._acknowledged or token in self._doubted:
             return True
-        whose = "by a write that was refused" if token in self._attempts else "by nobody"
-        self._wrong(f"{token!r} was found, and written {whose}")
+        attempt = self._attempts.get(token)
+        if attempt is None:
+            writer = "no client wrote it"
+        elif attempt.unavailable:
+            writer = f"its write failed without doubt: {cause(attempt.message)}"
+        else:
+            writer = "its write was refused"
+        self._wrong(f"{token!r} was found, but {writer}")
         return False
 
 
 class _Chain(_Judge):
-    """A session that is only written over what is known: with compare-and-set."""
+    """A session that is only changed by compare-and-set."""
 
     def judge(self) -> None:
-        """See above."""
+        """See `_Judge.judge`."""
         self._deletes = [event for event in self._events if event.verb == DELETE]
         self._creations = [event for event in self._events if event.verb == ABSENT]
         self._deleted = min(
             (event.end for event in self._deletes if event.existed), default=float("inf")
         )
         self._depths = self._measure()
-        self._verdict.applied += len(self._unknown.intersection(self._depths))
+        self._verdict.applied += len(self._doubted.intersection(self._depths))
         self._judge_updates()
         self._judge_answers()
         self._judge_order()
         self._judge_end()
 
     def _path(self, token: str) -> list[str]:
-        """From this write back to the first."""
+        """The writes from this one back to the first."""
         path: dict[str, None] = {}
         while token in self._attempts and token not in path:
             path[token] = None
@@ -195,7 +245,7 @@ class _Chain(_Judge):
         return list(path)
 
     def _measure(self) -> dict[str, int]:
-        """How long the chain is up to each write that was applied."""
+        """The length of the chain up to each write that was applied."""
         depths: dict[str, int] = {}
         for token in self._found | self._acknowledged:
             new: dict[str, None] = {}
@@ -204,13 +254,13 @@ class _Chain(_Judge):
                 new[at] = None
                 at = self._attempts[at].before
             if new and at not in depths and self._attempts[[*new][-1]].verb != ABSENT:
-                self._wrong("a write over something that nobody wrote")
+                self._wrong("a write replaced data that no client wrote")
             for each in reversed(new):
                 depths[each] = depths.get(self._attempts[each].before, 0) + 1
         return depths
 
     def _judge_updates(self) -> None:
-        """No two writes go over the same one."""
+        """Report two writes that replace the same one."""
         over: defaultdict[str, list[Event]] = defaultdict(list)
         for token in self._depths:
             over[self._attempts[token].before].append(self._attempts[token])
@@ -220,21 +270,21 @@ class _Chain(_Judge):
                 self._unexplained(f"{len(writes)} writes over the same one, {before!r}", other, one)
 
     def _judge_answers(self) -> None:
-        """Refusals, and what deletions say, have a reason."""
+        """Report refusals, and results of deletes, without a reason."""
         for event in self._events:
             if event.outcome == "SessionNotFound" or (
                 event.verb == DELETE and event.ok and not event.existed
             ):
                 if self._must_exist(event):
                     seen = self._last_before(event, lambda each: each.ok and each.verb != DELETE)
-                    self._unexplained("not found, and nobody has deleted it", event, seen)
+                    self._unexplained("not found, but no client deleted it", event, seen)
             elif event.outcome == "SessionConflict":
-                if not self._somebody_else_wrote(event):
+                if not self._has_rival(event):
                     token = event.before
                     seen = self._last_before(event, lambda each: each.ok and each.token == token)  # noqa: B023
-                    self._unexplained("a conflict, and nobody else has written", event, seen)
+                    self._unexplained("a conflict, but no other client wrote", event, seen)
             elif event.outcome == "SessionExists":
-                self._wrong(f"{event.verb}: exists, and nobody else has created it")
+                self._wrong(f"{event.verb}: exists, but no other client created it")
             elif event.ok and event.start > self._deleted and not self._may_be_created_late():
                 deletion = self._last_before(event, lambda each: each.existed)
                 self._unexplained("deleted, and back", event, deletion)
@@ -242,24 +292,25 @@ class _Chain(_Judge):
     def _must_exist(self, event: Event) -> bool:
         created = any(each.ok and each.end < event.start for each in self._creations)
         removed = any(
-            each is not event and each.start < event.end and (each.existed or each.unknown)
+            each is not event and each.start < event.end and (each.existed or each.in_doubt)
             for each in self._deletes
         )
         return created and not removed
 
-    def _somebody_else_wrote(self, event: Event) -> bool:
+    def _has_rival(self, event: Event) -> bool:
+        """Whether another write may have replaced the data that this one expected."""
         return any(
-            each.before == event.before and each.start < event.end and (each.ok or each.unknown)
+            each.before == event.before and each.start < event.end and (each.ok or each.in_doubt)
             for each in self._attempts.values()
             if each is not event
         )
 
     def _may_be_created_late(self) -> bool:
-        """Whether an attempt to create it was given up, and may yet have been applied."""
-        return any(each.unknown for each in self._creations)
+        """Whether a creation is in doubt, which a slow server may still apply."""
+        return any(each.in_doubt for each in self._creations)
 
     def _judge_order(self) -> None:
-        """Nobody goes back; where a fault may lose writes, neither before nor after it."""
+        """Report a step back in time, separately before and after a fault that may lose writes."""
         depths = self._depths
         seen = [event for event in self._events if event.ok and event.token in depths]
         if self._loses is None:
@@ -278,14 +329,14 @@ class _Chain(_Judge):
         deepest = list(accumulate((reached for _, reached in seen), max))
         for event in events:
             before = bisect.bisect_left(ends, event.start)
-            # A write, unlike a load, has to be newer than what was seen.
+            # A write, unlike a load, must be newer than everything seen before.
             reached = depths[event.token] - (event.verb != LOAD)
             if before and reached < deepest[before - 1]:
-                self._wrong(f"{event.verb}: older than what had been seen before")
+                self._wrong(f"{event.verb}: older than the data seen before")
 
     def _judge_end(self) -> None:
         if self._final is None:
-            if not any(event.existed or event.unknown for event in self._deletes):
+            if not any(event.existed or event.in_doubt for event in self._deletes):
                 for token in sorted(self._acknowledged):
                     self._lost(self._attempts[token], f"{token} is gone")
                 if self._survivor:
@@ -297,54 +348,54 @@ class _Chain(_Judge):
         else:
             path = self._path(self._final.token)
             for token in sorted(self._acknowledged.difference(path)):
-                self._lost(self._attempts[token], f"{token} was overwritten, or undone")
+                self._lost(self._attempts[token], f"{token} was overwritten or undone")
             if self._survivor and self._survivor.token not in path:
                 self._wrong("replicated, and lost")
             acknowledged = sum(event.verb == UNCHANGED and event.ok for event in self._events)
-            unknown = sum(event.verb == UNCHANGED and event.unknown for event in self._events)
+            doubted = sum(event.verb == UNCHANGED and event.in_doubt for event in self._events)
             least = acknowledged if self._loses is None else 0
-            if not least <= self._final.count <= acknowledged + unknown:
+            if not least <= self._final.count <= acknowledged + doubted:
                 self._wrong(
                     f"changed {self._final.count} times in the end, by {acknowledged} "
-                    f"acknowledged and {unknown} unknown changes"
+                    f"acknowledged changes and {doubted} in doubt"
                 )
 
 
 class _Register(_Judge):
-    """A session that one caller overwrites without looking, one write after the other.
+    """A session that one client overwrites without a condition, one write after the other.
 
-    A write that was given up may be applied at any later time: a server that hung may do what it
-    was told before it hung.
+    A write in doubt may be applied at any later time: a server that hung may execute commands that
+    it received before.
     """
 
     def judge(self) -> None:
-        """See above."""
-        self._verdict.applied += len(self._found & self._unknown)
+        """See `_Judge.judge`."""
+        self._verdict.applied += len(self._found & self._doubted)
         self._order = {token: number for number, token in enumerate(self._attempts)}
-        self._current = ""  # what was acknowledged last
+        self._current = ""  # the token that was acknowledged last
         possible: set[str] = set()
         for event in self._events:
             if event.outcome == "SessionNotFound":
                 if self._current:
                     last = self._attempts.get(self._current)
-                    self._unexplained("not found, and nobody has deleted it", event, last)
+                    self._unexplained("not found, but no client deleted it", event, last)
             elif event.verb == LOAD:
                 if event.ok and event.token not in possible:
                     last = self._attempts.get(self._current)
-                    self._unexplained("older than what was written last", event, last)
+                    self._unexplained("older than the last write", event, last)
                     self._undone(event.token)
                 if event.ok:
-                    # Of others, only what was given up can still come.
-                    possible = {event.token} | (possible & self._unknown)
-            elif event.unknown:
+                    # Of the other writes, only those in doubt can still be applied.
+                    possible = {event.token} | (possible & self._doubted)
+            elif event.in_doubt:
                 possible.add(event.token)
             elif event.ok:
                 self._current = event.token
-                possible = {event.token} | (possible & self._unknown)
+                possible = {event.token} | (possible & self._doubted)
         self._judge_end(possible)
 
     def _undone(self, back_to: str) -> None:
-        """What was acknowledged after a certain write, and is no more, is lost."""
+        """Count the writes that were acknowledged after this one, and are gone, as lost."""
         first = self._order.get(back_to, -1)
         last = self._order.get(self._current, -1)
         for token, number in self._order.items():

@@ -1,17 +1,17 @@
-"""The soak as a picture: what is used up, over time."""
+"""Draws the resource usage of a soak over time."""
 
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from .report import Moment, Soak
+from .report import Moment, SoakResults
 
 mpl.use("agg")
 
 
-def draw(found: Soak, path: Path) -> None:
-    """Draw it into a file. Every axis begins at zero, so that growth is as large as it looks."""
+def draw(found: SoakResults, path: Path) -> None:
+    """Draw into a file. Every axis begins at zero, so that growth is as large as it looks."""
     minutes = [each.minutes for each in found.moments]
     panels: tuple[tuple[str, list[float]], ...] = (
         ("resident memory of a process, MB", [each.memory / 1e6 for each in found.moments]),
@@ -30,7 +30,7 @@ def draw(found: Soak, path: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("minutes")
     figure.suptitle(
-        f"{found.moments[-1].verbs:,} operations by {found.processes} processes; a fault every "
+        f"{found.moments[-1].calls:,} calls by {found.processes} processes; a fault every "
         "20 seconds; the warm-up is grey"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def draw(found: Soak, path: Path) -> None:
 
 
 def _rates(moments: list[Moment]) -> list[float]:
-    """Errors a minute, over the minute before."""
+    """The errors of the minute before each moment."""
     rates: list[float] = []
     for moment in moments:
         past = next(each for each in moments if moment.minutes - each.minutes <= 1)

@@ -1,6 +1,6 @@
-"""What breaks, and how it is mended again: one function for each fault.
+"""The faults: one function for each breaks something and mends it.
 
-Every one of them runs with servers of its own, which end with it.
+Each scenario starts its servers, which end with it.
 """
 
 import asyncio
@@ -15,28 +15,32 @@ from typing import Any
 
 from tests.callers import slot_of
 from tests.fault_proxy import Exchange, Fault, FaultProxy, Tunnel, cut, reset, truncate
-from tests.servers import Server, binaries, deaf_port, running
+from tests.servers import Server, binaries, refused_port, running
 from tests.topologies import Cluster, ask, cluster, eventually, move_keys, role, watched
 
-from .stage import Scenario, Stage, stored
-from .workload import Target
+from .checker import LATE
+from .run import Run, Scenario, stored
+from .workload import Endpoint
 
-GONE = "the connection to the server failed"
-LATE = "the server did not answer in time"
-LOST = "a reply was lost"
+REFUSED = "cannot connect"
+# The server closed the connection; the operating system reset it; or the fault proxy did either
+# during the handshake.
+GONE = (REFUSED, "the server closed the connection", "the connection was lost")
+UNKNOWN = "a reply was lost"
 LOADING = "the server is still loading"
 OUT_OF_MEMORY = "the server is out of memory"
 READ_ONLY = "the server is a read-only replica"
 WRONG_PASSWORD = "the server refuses the user name or password"
 TOO_FEW = "the server has too few replicas"
 CLUSTER_DOWN = "the cluster is down"
-UNSERVED = "no reachable node of the cluster"
 
-_AMPLE = 5.0  # a timeout that has to do with nothing
-_BRIEF = 0.5  # one that runs out
-_PER_MESSAGE = 0.02  # how probable it is that a command, or a reply, is lost
-_ON_THE_MOVE = 0.05  # how long a slot is on the move
-_ALONE = 0.2  # how long a master goes on without its replica; less than Sentinels would notice
+_LONG = 5.0  # a timeout that does not matter
+_SHORT = 0.5  # a timeout that passes
+_RESTART = 0.3  # seconds without a server, less than commands wait
+_OUTAGE = 2.0  # seconds without a server, more than commands wait
+_PER_MESSAGE = 0.02  # the probability that a command or a reply is lost
+_MOVING = 0.05  # seconds for which a slot moves
+_ALONE = 0.2  # seconds for which a master serves without its replica; Sentinels do not notice it
 
 
 @contextmanager
@@ -45,66 +49,88 @@ def _server(*options: str) -> Iterator[Server]:
         yield server
 
 
-def _at(server: Server) -> Target:
-    return Target(url=server.url)
+def _at(server: Server) -> Endpoint:
+    return Endpoint(url=server.url)
 
 
 def _only(server: Server) -> Callable[[], list[Server]]:
     return lambda: [server]
 
 
-async def calm(stage: Stage) -> None:
-    """Nothing happens."""
+async def calm(run: Run) -> None:
+    """Break nothing."""
     with _server() as server:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE):
-            await stage.wait()
+        async with run.load(_at(server), _only(server), timeout=_LONG):
+            await run.wait()
 
 
-async def kill(stage: Stage) -> None:
-    """A server that writes everything to disk is killed, and started again."""
-    await _kill(stage, "--appendonly", "yes", "--appendfsync", "always")
+async def restart(run: Run) -> None:
+    """Stop the server in order, and start it again within the second for which commands wait."""
+    await _restart(run, Server.stop, _RESTART, *_DURABLE)
 
 
-async def kill_forgetful(stage: Stage) -> None:
-    """A server that writes nothing to disk is killed, and started again."""
-    await _kill(stage)
+async def kill(run: Run) -> None:
+    """Kill the server, and start it again within the second for which commands wait."""
+    await _restart(run, Server.kill, 0.5 * run.form.span, *_DURABLE)
 
 
-async def _kill(stage: Stage, *options: str) -> None:
+async def kill_without_aof(run: Run) -> None:
+    """Kill a server that writes nothing to disk, and start it again."""
+    await _restart(run, Server.kill, 0.5 * run.form.span)
+
+
+async def outage(run: Run) -> None:
+    """Kill the server, and start it again after more than the second for which commands wait."""
+    await _restart(run, Server.kill, _OUTAGE, *_DURABLE)
+
+
+_DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+async def _restart(run: Run, stop: Callable[[Server], None], seconds: float, *options: str) -> None:
     with _server(*options) as server:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE):
-            for _ in range(stage.form.rounds):
-                stage.broken()
-                server.kill()
-                await stage.wait(0.5)
+        async with run.load(_at(server), _only(server), timeout=_LONG):
+            for _ in range(run.form.rounds):
+                run.broken()
+                await asyncio.to_thread(stop, server)
+                await asyncio.sleep(seconds)
                 await asyncio.to_thread(server.start)
-                stage.mended()
-                await stage.wait()
+                run.mended()
+                await run.wait()
 
 
-async def hang(stage: Stage) -> None:
-    """A server hangs for longer than the timeout, and goes on."""
-    dice = random.Random(2)  # noqa: S311 - the same every time
+async def hang(run: Run) -> None:
+    """Stop the server from answering for longer than the timeout."""
+    await _hang(run, (0.005, 0.02))
+
+
+async def hang_staggered(run: Run) -> None:
+    """Do the same while commands come one after the other, each with another deadline."""
+    await _hang(run, (0.0, _SHORT))
+
+
+async def _hang(run: Run, retry_after: tuple[float, float]) -> None:
+    rng = random.Random(2)  # noqa: S311 - not for secrets
     with _server() as server:
-        async with stage.load(_at(server), _only(server), timeout=_BRIEF):
-            for _ in range(stage.form.rounds):
-                stage.broken()
+        async with run.load(_at(server), _only(server), timeout=_SHORT, retry_after=retry_after):
+            for _ in range(run.form.rounds):
+                run.broken()
                 server.pause()
-                # It goes on at any time of somebody's attempt, not just when all have given up.
-                await asyncio.sleep(stage.form.span + dice.uniform(1, 2) * _BRIEF)
+                # It ends at any time of an attempt, not only when all commands have failed.
+                await asyncio.sleep(run.form.span + rng.uniform(1, 2) * _SHORT)
                 server.resume()
-                stage.mended()
-                await stage.wait()
+                run.mended()
+                await run.wait()
 
 
-async def resets(stage: Stage) -> None:
-    """A network resets and closes connections, at any point of a command or a reply."""
-    dice = random.Random(1)  # noqa: S311 - the same every time
+async def resets(run: Run) -> None:
+    """Reset and close connections, at any point of a command or a reply."""
+    rng = random.Random(1)  # noqa: S311 - not for secrets
 
     def sometimes(*faults: Fault) -> Fault:
         async def fault(exchange: Exchange) -> bytes:
-            if dice.random() < _PER_MESSAGE:
-                return await dice.choice(faults)(exchange)
+            if rng.random() < _PER_MESSAGE:
+                return await rng.choice(faults)(exchange)
             return exchange.message
 
         return fault
@@ -112,41 +138,41 @@ async def resets(stage: Stage) -> None:
     with _server() as server:
         async with (
             FaultProxy(server.port) as proxy,
-            stage.load(Target(url=proxy.url), _only(server), timeout=_AMPLE),
+            run.load(Endpoint(url=proxy.url), _only(server), timeout=_LONG),
         ):
-            for _ in range(stage.form.rounds):
-                stage.broken()
+            for _ in range(run.form.rounds):
+                run.broken()
                 proxy.on_request("*", sometimes(cut, reset), times=math.inf)
                 proxy.on_reply("*", sometimes(cut, reset, truncate), times=math.inf)
-                await stage.wait()
+                await run.wait()
                 proxy.forgive()
-                stage.mended()
-                await stage.wait()
-            stage.notes["connections"] = str(proxy.counts.connections)
+                run.mended()
+                await run.wait()
+            run.notes["connections"] = str(proxy.counts.connections)
 
 
-async def half_open(stage: Stage) -> None:
-    """A network forgets connections, as a firewall does: nothing passes, and nobody is told.
+async def half_open(run: Run) -> None:
+    """Silence connections, as a firewall does that forgets them.
 
-    One can connect again at once. So it is mended when it breaks, and found out by a timeout.
+    New connections work. So the fault ends when it begins, and a timeout detects it.
     """
     with _server() as server:
         async with (
             FaultProxy(server.port) as proxy,
-            stage.load(Target(url=proxy.url), _only(server), timeout=_BRIEF),
+            run.load(Endpoint(url=proxy.url), _only(server), timeout=_SHORT),
         ):
-            for number in range(stage.form.rounds):
+            for number in range(run.form.rounds):
                 forgotten = [*proxy.tunnels]
-                stage.broken()
-                # The first time, requests arrive, and nothing comes back.
-                _forget(proxy, forgotten, both_ways=number > 0)
-                stage.mended()
-                await asyncio.sleep(_BRIEF)
-                await stage.wait()
+                run.broken()
+                # The first time, requests arrive at the server, and no reply comes back.
+                _silence(proxy, forgotten, both_ways=number > 0)
+                run.mended()
+                await asyncio.sleep(_SHORT)
+                await run.wait()
                 proxy.forgive()
 
 
-def _forget(proxy: FaultProxy, forgotten: list[Tunnel], *, both_ways: bool) -> None:
+def _silence(proxy: FaultProxy, forgotten: list[Tunnel], *, both_ways: bool) -> None:
     async def fault(exchange: Exchange) -> bytes:
         return b"" if exchange.tunnel in forgotten else exchange.message
 
@@ -154,136 +180,139 @@ def _forget(proxy: FaultProxy, forgotten: list[Tunnel], *, both_ways: bool) -> N
     place("*", fault, times=math.inf)
 
 
-async def client_kill(stage: Stage) -> None:
-    """An operator ends all connections, again and again."""
+async def client_kill(run: Run) -> None:
+    """Let an operator end all connections, again and again."""
     with _server() as server:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE):
-            for _ in range(stage.form.rounds):
-                stage.broken()
+        async with run.load(_at(server), _only(server), timeout=_LONG):
+            for _ in range(run.form.rounds):
+                run.broken()
                 for _ in range(5):
                     ask(server, "CLIENT", "KILL", "TYPE", "normal")
-                    await stage.wait(0.1)
-                stage.mended()
-                await stage.wait()
+                    await run.wait(0.1)
+                run.mended()
+                await run.wait()
 
 
-async def out_of_memory(stage: Stage) -> None:
-    """The server has all the memory that it may have, and evicts nothing."""
+async def out_of_memory(run: Run) -> None:
+    """Take away the memory of a server that evicts nothing."""
     with _server("--maxmemory-policy", "noeviction") as server:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE):
-            for _ in range(stage.form.rounds):
-                stage.broken()
+        async with run.load(_at(server), _only(server), timeout=_LONG):
+            for _ in range(run.form.rounds):
+                run.broken()
                 ask(server, "CONFIG", "SET", "maxmemory", 1)
-                await stage.wait()
+                await run.wait()
                 ask(server, "CONFIG", "SET", "maxmemory", 0)
-                stage.mended()
-                await stage.wait()
+                run.mended()
+                await run.wait()
 
 
-async def read_only(stage: Stage) -> None:
-    """The server becomes a replica, and a master again."""
-    with _server() as server, deaf_port() as nobody:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE):
-            for _ in range(stage.form.rounds):
-                stage.broken()
-                ask(server, "REPLICAOF", "127.0.0.1", nobody)
-                await stage.wait()
+async def read_only(run: Run) -> None:
+    """Make the server a replica for longer than the second for which commands wait."""
+    with _server() as server, refused_port() as master:
+        async with run.load(_at(server), _only(server), timeout=_LONG):
+            for _ in range(run.form.rounds):
+                run.broken()
+                ask(server, "REPLICAOF", "127.0.0.1", master)
+                await asyncio.sleep(_OUTAGE)
                 ask(server, "REPLICAOF", "NO", "ONE")
-                stage.mended()
-                await stage.wait()
+                run.mended()
+                await run.wait()
 
 
-async def password(stage: Stage) -> None:
-    """A password is rotated: first with an overlap, as it should be, and then without."""
+async def password(run: Run) -> None:
+    """Rotate a password: with an overlap, as it should be, and then without."""
     secrets = [f"fault-suite-password-{number}" for number in range(3)]
     with _server() as server, tempfile.TemporaryDirectory(prefix="aiosessions-") as directory:
         file = Path(directory, "password")
 
-        def tell(secret: str) -> None:
+        def configure(secret: str) -> None:
             file.write_text(secret, "utf-8")
 
         def allow(*rules: str) -> None:
             ask(server, "ACL", "SETUSER", "app", "on", "~session:*", "+@all", *rules)
 
         def disconnect() -> None:
-            # Who is connected stays so, whatever becomes of the password.
+            # Connections outlive a change of the password.
             ask(server, "CLIENT", "KILL", "USER", "app")
 
         allow(f">{secrets[0]}")
-        tell(secrets[0])
-        target = Target(url=server.url, user="app", password_file=str(file))
-        async with stage.load(target, _only(server), timeout=_AMPLE, secrets=secrets):
-            with stage.without(WRONG_PASSWORD):
+        configure(secrets[0])
+        endpoint = Endpoint(url=server.url, user="app", password_file=str(file))
+        async with run.load(endpoint, _only(server), timeout=_LONG, secrets=secrets):
+            with run.forbidding(WRONG_PASSWORD):
                 allow(f">{secrets[1]}")
-                disconnect()  # who connects again still has the old one
-                await stage.wait(0.5)
-                tell(secrets[1])
+                disconnect()  # new connections use the old password
+                await run.wait(0.5)
+                configure(secrets[1])
                 disconnect()
-                await stage.wait(0.5)
+                await run.wait(0.5)
                 allow(f"<{secrets[0]}")
-                stage.broken()
+                run.broken()
                 disconnect()
-                stage.mended()
-                await stage.wait()
-            stage.broken()
+                run.mended()
+                await run.wait()
+            run.broken()
             allow("resetpass", f">{secrets[2]}")
             disconnect()
-            await stage.wait()
-            tell(secrets[2])
-            stage.mended()
-            await stage.wait()
+            await run.wait()
+            configure(secrets[2])
+            run.mended()
+            await run.wait()
 
 
-async def clock_step(stage: Stage) -> None:
-    """The clock of one of the processes is set two hours ahead, two hours back, and right."""
-    span = stage.form.span
-    steps = [(span, 7_200.0), (2 * span, -7_200.0), (3 * span, 0.0)]
+async def clock_step(run: Run) -> None:
+    """Set the clock of one process two days ahead, then two hours back, then right.
+
+    Two days ahead, every session is past its deadline by that clock.
+    """
+    span = run.form.span
+    steps = [(span, 172_800.0), (2 * span, -7_200.0), (3 * span, 0.0)]
     with _server() as server:
-        async with stage.load(_at(server), _only(server), timeout=_AMPLE, steps=steps):
-            await stage.wait()
-            stage.broken()
-            stage.mended()  # nothing is broken
-            await stage.wait()
+        async with run.load(_at(server), _only(server), timeout=_LONG, steps=steps):
+            await run.wait()
+            run.broken()
+            run.mended()  # nothing is broken
+            await run.wait()
 
 
-async def sentinel_failover(stage: Stage) -> None:
-    """A master dies just after it has lost its replica, and Sentinels promote that."""
-    await _fail_over(stage)
+async def sentinel_failover(run: Run) -> None:
+    """Kill a master that has just lost its replica, which Sentinels then promote."""
+    await _fail_over(run)
 
 
-async def sentinel_failover_with_min_replicas(stage: Stage) -> None:
-    """The same, but the master refuses writes while it has no replica."""
-    await _fail_over(stage, "CONFIG", "SET", "min-replicas-to-write", "1")
+async def sentinel_failover_with_min_replicas(run: Run) -> None:
+    """Do the same with a master that refuses writes without a replica."""
+    await _fail_over(run, "CONFIG", "SET", "min-replicas-to-write", "1")
 
 
-async def _fail_over(stage: Stage, *precaution: str) -> None:
+async def _fail_over(run: Run, *precaution: str) -> None:
     with watched(binaries()["valkey"]) as servers:
         master = servers.master()
         (replica,) = (server for server in servers.servers if server is not master)
         if precaution:
             ask(master, *precaution)
-        target = Target(sentinels=servers.ports)
-        async with stage.load(target, lambda: [servers.master()], timeout=_AMPLE):
-            stage.broken()
-            # So that there is something that it never replicates: the replica cannot come back.
+        endpoint = Endpoint(sentinels=servers.ports)
+        async with run.load(endpoint, lambda: [servers.master()], timeout=_LONG):
+            run.broken()
+            # The replica cannot come back, so the master accepts writes that it never replicates.
             replica.pause()
             ask(master, "CLIENT", "KILL", "TYPE", "replica")
             await asyncio.sleep(_ALONE)
             master.kill()
             replica.resume()
-            await _promoted(stage, replica)
-            await stage.wait(2)
+            await _promoted(run, replica)
+            await run.wait(2)
 
 
-async def _promoted(stage: Stage, replica: Server) -> None:
-    """Wait until a replica, whose master has just died, has taken its place."""
+async def _promoted(run: Run, replica: Server) -> None:
+    """Wait until the replica of a master that has just died is the master."""
     died = time.monotonic()
     await asyncio.to_thread(eventually, lambda: _lost_its_master(replica))
-    stage.replicated = await asyncio.to_thread(stored, [replica])
+    run.replicated = await asyncio.to_thread(stored, [replica])
     await asyncio.to_thread(eventually, lambda: role(replica) == "master")
     promoted = time.monotonic()
-    stage.mended(promoted)
-    stage.notes["promoted after"] = f"{promoted - died:.2f} s"
+    run.mended(promoted)
+    run.notes["promoted after"] = f"{promoted - died:.2f} s"
 
 
 def _lost_its_master(replica: Server) -> bool:
@@ -292,27 +321,27 @@ def _lost_its_master(replica: Server) -> bool:
     return bool(info["role"] == "master" or info["master_link_status"] == "down")
 
 
-async def cluster_migration(stage: Stage) -> None:
-    """Slots that are in use move from master to master."""
+async def cluster_migration(run: Run) -> None:
+    """Move slots that are in use from master to master."""
     with cluster(binaries()["valkey"], masters=3) as nodes:
-        target = Target(nodes=[node.port for node in nodes.nodes])
-        async with stage.load(target, nodes.masters, timeout=_AMPLE):
-            stage.broken()
-            asked = await asyncio.to_thread(_move_slots, nodes, stage.shared, stage.form.rounds)
-            stage.mended()
-            stage.notes["redirected by ASK"] = str(asked)
+        endpoint = Endpoint(nodes=[node.port for node in nodes.nodes])
+        async with run.load(endpoint, nodes.masters, timeout=_LONG):
+            run.broken()
+            asked = await asyncio.to_thread(_move_slots, nodes, run.shared, run.form.rounds)
+            run.mended()
+            run.notes["redirected by ASK"] = str(asked)
             if not asked:
-                stage.problems.append("nobody asked for what was on the move")
-            await stage.wait()
+                run.problems.append("no command was redirected by ASK")
+            await run.wait()
 
 
 def _move_slots(nodes: Cluster, ids: list[str], rounds: int) -> int:
-    """Move the slots of these sessions to the next master, one after the other, again and again.
+    """Move the slots of these sessions to the next master, one after the other.
 
-    Each is on the move for a while, in which its old owner sends on whoever comes for the session.
+    Each slot moves for a while. During this time its old owner redirects commands for the session.
 
     Returns:
-        How often the nodes did so.
+        How often the nodes redirected a command by ASK.
     """
     masters = nodes.masters()
     for _ in range(rounds):
@@ -322,7 +351,7 @@ def _move_slots(nodes: Cluster, ids: list[str], rounds: int) -> int:
             target = masters[(masters.index(source) + 1) % len(masters)]
             with nodes.moving(slot, target):
                 move_keys([f"session:{id}"], source, target)
-                time.sleep(_ON_THE_MOVE)
+                time.sleep(_MOVING)
     return sum(map(_asks, masters))
 
 
@@ -332,76 +361,97 @@ def _asks(node: Server) -> int:
     return int(errors.get("errorstat_ASK", {}).get("count", 0))
 
 
-async def cluster_node_death(stage: Stage) -> None:
-    """A master of a cluster dies, and its replica takes over."""
+async def cluster_node_death(run: Run) -> None:
+    """Kill a master of a cluster, which its replica replaces."""
     with cluster(binaries()["valkey"], masters=3, replicas=1) as nodes:
         master = nodes.masters()[0]
         (replica,) = nodes.replicas(master)
-        target = Target(nodes=[node.port for node in nodes.nodes])
-        async with stage.load(target, nodes.masters, timeout=_AMPLE):
-            stage.broken()
+        endpoint = Endpoint(nodes=[node.port for node in nodes.nodes])
+        async with run.load(endpoint, nodes.masters, timeout=_LONG):
+            run.broken()
             master.kill()
-            await _promoted(stage, replica)
-            await stage.wait(2)
+            await _promoted(run, replica)
+            await run.wait(2)
 
 
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("calm", "none", calm),
+        Scenario("calm", "none", calm, in_doubt=False),
+        Scenario(
+            "restart",
+            "restart after 0.3 s",
+            restart,
+            causes=(*GONE, UNKNOWN),
+            bridged=True,
+        ),
         Scenario(
             "kill",
-            "`SIGKILL` and restart (append-only file, fsync always)",
+            "`SIGKILL`, restart after 0.5 s",
             kill,
-            causes=(GONE, LOST, LOADING),
-            certain=GONE,
+            causes=(*GONE, UNKNOWN),
+            bridged=True,
+        ),
+        Scenario(
+            "outage",
+            "`SIGKILL`, restart after 2 s",
+            outage,
+            causes=(*GONE, UNKNOWN, LOADING),
+            certain=REFUSED,
         ),
         Scenario(
             "hang",
             "`SIGSTOP` and `SIGCONT`",
             hang,
-            causes=(LATE, GONE, LOST),
+            causes=(LATE, *GONE, UNKNOWN),
             certain=LATE,
         ),
-        Scenario("reset", "connections reset or closed", resets, causes=(GONE, LOST)),
+        Scenario(
+            "hang-staggered",
+            "`SIGSTOP` and `SIGCONT`, staggered calls",
+            hang_staggered,
+            causes=(LATE, *GONE, UNKNOWN),
+            certain=LATE,
+        ),
+        Scenario("reset", "connections reset or closed", resets, causes=(*GONE, UNKNOWN)),
         Scenario(
             "half-open",
             "half-open connections",
             half_open,
-            causes=(LATE, LOST),
+            causes=(LATE, UNKNOWN),
             certain=LATE,
         ),
-        Scenario("client-kill", "`CLIENT KILL`", client_kill, causes=(GONE, LOST)),
+        Scenario("client-kill", "`CLIENT KILL`", client_kill, causes=(*GONE, UNKNOWN)),
         Scenario(
             "out-of-memory",
             "out of memory (`maxmemory`, noeviction)",
             out_of_memory,
             causes=(OUT_OF_MEMORY,),
             certain=OUT_OF_MEMORY,
-            refuses=True,
+            in_doubt=False,
         ),
         Scenario(
             "read-only",
-            "read-only replica",
+            "read-only replica for 2 s",
             read_only,
-            causes=(READ_ONLY, GONE, LOST),
+            causes=(READ_ONLY,),
             certain=READ_ONLY,
-            refuses=True,
+            in_doubt=False,
         ),
         Scenario(
             "sentinel",
             "Sentinel failover, the master having lost its replica",
             sentinel_failover,
-            causes=(GONE, LOST, LATE, READ_ONLY),
-            certain=GONE,
+            causes=(*GONE, UNKNOWN, LATE, READ_ONLY),
+            certain=REFUSED,
             recovers_within=3.0,
             loses=True,
         ),
         Scenario(
             "sentinel-min-replicas",
-            "the same with `min-replicas-to-write 1`",
+            "Sentinel failover, with `min-replicas-to-write 1`",
             sentinel_failover_with_min_replicas,
-            causes=(GONE, LOST, LATE, READ_ONLY, TOO_FEW),
+            causes=(*GONE, UNKNOWN, LATE, READ_ONLY, TOO_FEW),
             certain=TOO_FEW,
             recovers_within=3.0,
             loses=True,
@@ -410,13 +460,13 @@ SCENARIOS = {
             "cluster-migration",
             "Cluster: slots migrate",
             cluster_migration,
-            causes=(LOST,),
+            in_doubt=False,
         ),
         Scenario(
             "cluster-death",
             "Cluster: a master dies",
             cluster_node_death,
-            causes=(GONE, LOST, LATE, CLUSTER_DOWN, UNSERVED, READ_ONLY),
+            causes=(*GONE, UNKNOWN, LATE, CLUSTER_DOWN, READ_ONLY),
             recovers_within=3.0,
             loses=True,
         ),
@@ -424,17 +474,22 @@ SCENARIOS = {
             "password",
             "password rotation, with and without an overlap",
             password,
-            causes=(WRONG_PASSWORD, GONE, LOST),
+            causes=(WRONG_PASSWORD, *GONE, UNKNOWN),
             certain=WRONG_PASSWORD,
         ),
-        Scenario("clock", "a clock step of one process, ± 2 h", clock_step),
+        Scenario(
+            "clock",
+            "clock of one process 2 days ahead, then 2 h behind",
+            clock_step,
+            in_doubt=False,
+        ),
     )
 }
 
-FORGETFUL = Scenario(
-    "forgetful",
+WITHOUT_AOF = Scenario(
+    "without-aof",
     "`SIGKILL` and restart (no append-only file)",
-    kill_forgetful,
-    causes=(GONE, LOST, LOADING),
+    kill_without_aof,
+    causes=(*GONE, UNKNOWN, LOADING),
 )
-"""What the suite has to find fault with: it promises durability, and there is none."""
+"""A scenario in which the suite must find lost writes."""

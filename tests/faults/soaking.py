@@ -1,7 +1,7 @@
-"""A load that goes on for long on a server that is disturbed now and then: does anything grow?
+"""A long load on a server that is disturbed now and then, to find growth.
 
-Invariant: what is sampled does not depend on how long the run is. Nothing is written down for each
-verb, only counted; and sessions expire, so that the server's memory has to be flat as well.
+Invariant: the memory of a run does not depend on its length. Events are counted and not kept, and
+sessions expire, so the memory of the server must be flat, too.
 """
 
 import statistics
@@ -16,55 +16,57 @@ import msgspec
 
 from aiosessions import new_session_id
 from benchmarks.machine import environment
-from tests.servers import Server, binaries, deaf_port, running
+from tests.loops import LOOPS
+from tests.servers import Server, binaries, refused_port, running
 from tests.topologies import ask, asking, connections
 
-from .report import Moment, Soak
-from .stage import begin, end, started
-from .worker import Sample
-from .workload import Settings, Target
+from .report import Moment, SoakResults
+from .run import begin, end, start_worker
+from .worker import UsageSample
+from .workload import Endpoint, WorkerSettings
 
 PROCESSES = 2
-CALLERS = 8
+CLIENTS = 8
 
-_NAME = "aiosessions"  # of connections that a URL has made
+_NAME = "aiosessions"  # the client name of connections that a URL makes
 _TIMEOUT = 0.5
 _TTL = 20.0
 _PAUSE = 0.02
 _SAMPLE = 5.0
 _FAULT_EVERY = 20.0
 _WARM_UP = 10.0  # minutes
-_DOWN = 1.0  # seconds that a fault lasts
+_DOWN = 1.0  # the duration of a fault
 
-# How much more the last third may have than the first one, after the warm-up: as a part, and
-# whatever that is, in bytes or objects. Allocators and collectors are not exact to the byte.
+# How much the last third after the warm-up may exceed the first: relatively, or absolutely in bytes
+# or objects. Allocators and collectors are not exact to the byte.
 _TOLERANCE = {"memory": (0.02, 1_048_576), "objects": (0.01, 500)}
 
 
-def soak(minutes: float, say: Callable[[str], None]) -> Soak:
-    """Run it."""
+def soak(minutes: float, say: Callable[[str], None]) -> SoakResults:
+    """Run a soak."""
     with ExitStack() as stack:
         server = stack.enter_context(running(binaries()["valkey"]))
         epoch = time.monotonic()
         seed = new_session_id()
         workers: list[subprocess.Popen[str]] = []
         for number in range(PROCESSES):
-            settings = Settings(
-                target=Target(url=server.url),
+            settings = WorkerSettings(
+                endpoint=Endpoint(url=server.url),
                 seed=seed,
                 worker=number,
                 workers=PROCESSES,
                 epoch=epoch,
-                callers=CALLERS,
+                clients=CLIENTS,
                 timeout=_TIMEOUT,
+                loop=[*LOOPS][number % len(LOOPS)],
                 ttl=_TTL,
                 pause=_PAUSE,
                 sample=_SAMPLE,
             )
-            workers.append(stack.enter_context(started(settings)))
+            workers.append(stack.enter_context(start_worker(settings)))
             stack.callback(workers[-1].kill)
-        begin(workers)
-        samples: list[list[Sample]] = [[] for _ in workers]
+        failed = begin(workers)
+        samples: list[list[UsageSample]] = [[] for _ in workers]
         readers = [
             threading.Thread(target=_collect, args=pair, daemon=True)
             for pair in zip(workers, samples, strict=True)
@@ -72,7 +74,7 @@ def soak(minutes: float, say: Callable[[str], None]) -> Soak:
         for reader in readers:
             reader.start()
         moments, disturbances = _watch(server, samples, epoch, minutes, say)
-        failed = end(workers)
+        failed += end(workers)
         for reader in readers:
             reader.join()
     warm_up = min(_WARM_UP, minutes / 2)
@@ -81,12 +83,12 @@ def soak(minutes: float, say: Callable[[str], None]) -> Soak:
         errors.update(each[-1].errors)
     flaws = [flaw for each in samples for flaw in each[-1].flaws]
     figures, problems = judge(moments, warm_up=warm_up, connections=PROCESSES)
-    problems += [f"process {number} has failed" for number in failed]
+    problems += [f"process {number} failed" for number in failed]
     problems += [f"wrong, {times} times: {what}" for what, times in Counter(flaws).items()]
-    return Soak(
+    return SoakResults(
         environment=environment("redis", "hiredis"),
         processes=PROCESSES,
-        callers=CALLERS,
+        callers=CLIENTS,
         warm_up=warm_up,
         errors=dict(errors),
         flaws=flaws,
@@ -97,20 +99,20 @@ def soak(minutes: float, say: Callable[[str], None]) -> Soak:
     )
 
 
-def _collect(worker: subprocess.Popen[str], samples: list[Sample]) -> None:
+def _collect(worker: subprocess.Popen[str], samples: list[UsageSample]) -> None:
     assert worker.stdout is not None
     for line in worker.stdout:
-        samples.append(msgspec.json.decode(line, type=Sample))  # noqa: PERF401 - as they come
+        samples.append(msgspec.json.decode(line, type=UsageSample))  # noqa: PERF401 - as they come
 
 
 def _watch(
     server: Server,
-    samples: Sequence[Sequence[Sample]],
+    samples: Sequence[Sequence[UsageSample]],
     epoch: float,
     minutes: float,
     say: Callable[[str], None],
 ) -> tuple[list[Moment], int]:
-    """Disturb the server every so often, and look at everything in between."""
+    """Disturb the server now and then, and sample everything in between."""
     moments: list[Moment] = []
     faults = 0
     while (now := time.monotonic() - epoch) < minutes * 60:
@@ -126,7 +128,7 @@ def _watch(
     return moments, faults
 
 
-def _moment(server: Server, latest: Sequence[Sample], epoch: float) -> Moment:
+def _moment(server: Server, latest: Sequence[UsageSample], epoch: float) -> Moment:
     with asking(server) as client:
         server_memory = int(client.info("memory")["used_memory"])
     return Moment(
@@ -136,7 +138,7 @@ def _moment(server: Server, latest: Sequence[Sample], epoch: float) -> Moment:
         tasks=max(each.tasks for each in latest),
         files=max(each.files for each in latest),
         connections=connections(server, _NAME),
-        verbs=sum(each.verbs for each in latest),
+        calls=sum(each.calls for each in latest),
         errors=sum(sum(each.errors.values()) for each in latest),
         server_memory=server_memory,
     )
@@ -144,7 +146,7 @@ def _moment(server: Server, latest: Sequence[Sample], epoch: float) -> Moment:
 
 def _line(moment: Moment) -> str:
     return (
-        f"{moment.minutes:6.1f} min  {moment.verbs:10,} operations  {moment.errors:7,} errors  "
+        f"{moment.minutes:6.1f} min  {moment.calls:10,} calls  {moment.errors:7,} errors  "
         f"{moment.memory / 1e6:6.1f} MB  {moment.objects:8,.0f} objects  {moment.tasks:3} tasks  "
         f"{moment.connections} connections"
     )
@@ -153,7 +155,11 @@ def _line(moment: Moment) -> str:
 def judge(
     moments: Sequence[Moment], *, warm_up: float, connections: int
 ) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """What there was in the first and in the last third after the warm-up, and what grew."""
+    """Compare the first and the last third after the warm-up.
+
+    Returns:
+        The medians of both by name, and the broken expectations.
+    """
     settled = [each for each in moments if each.minutes >= warm_up]
     third = max(1, len(settled) // 3)
     figures: dict[str, tuple[float, float]] = {}
@@ -196,8 +202,8 @@ def _full(server: Server) -> Iterator[None]:
 
 @contextmanager
 def _demoted(server: Server) -> Iterator[None]:
-    with deaf_port() as nobody:
-        ask(server, "REPLICAOF", "127.0.0.1", nobody)
+    with refused_port() as master:
+        ask(server, "REPLICAOF", "127.0.0.1", master)
         yield
         ask(server, "REPLICAOF", "NO", "ONE")
 

@@ -1,11 +1,12 @@
-"""The load: callers in several processes who use mixed verbs on sessions of their own and of all.
+"""The load: clients in several processes that use sessions of their own and shared sessions.
 
 Invariants:
 
-- The callers know nothing of faults. Who is told 503 waits a little and goes on, as a client would;
-  what that means for a session is found out by loading it again.
-- An id is created by one caller and in one attempt, so that whatever is found under it is either
-  explained by the journal, or wrong.
+- The clients do not know about faults. After a `StorageUnavailable` a client pauses and goes on, as
+  a client of a web service does after a 503. It loads the session to learn whether its write was
+  applied.
+- One client creates an id, in one attempt. So everything that is found under the id is either
+  explained by the history, or wrong.
 """
 
 import asyncio
@@ -34,32 +35,32 @@ from aiosessions import (
 )
 from tests.topologies import SENTINEL_NAME
 
-from .journal import Event, content, id_of
-from .witness import Pulse, Witness
+from .history import Event, content, id_of
+from .recording import LoopLag, RecordingStorage
 
 NAME = "fault-suite"
-"""What servers call the connections of the load, but for those that a URL has made."""
+"""The client name of the connections, except for those that a URL makes."""
 
 SHARED = 2
-"""How many sessions all callers change."""
+"""The number of sessions that all clients change."""
 
-_LIFETIME = 86_400  # so that clocks are looked at
-_MORTAL_SECONDS = 0.5
-_MORTAL_AGE = 0.3  # when it is deleted
-# Seconds, at most, between a load and the save that follows: of what all change, and of what is
-# deleted meanwhile.
-_THOUGHT = 0.004
-_LONG_THOUGHT = 0.02
+_LIFETIME = 86_400  # so that deadlines are compared with clocks
+_SHORT_LIVED_EVERY = 0.5
+_SHORT_LIFE = 0.3
+# The longest time, in seconds, between the load and the save of a change: for shared sessions, and
+# for sessions that are deleted during the change.
+_CHANGE_TAKES = 0.004
+_LONG_CHANGE_TAKES = 0.02
 
 
-class Target(msgspec.Struct, omit_defaults=True):
-    """Where the storage is, and how it is reached.
+class Endpoint(msgspec.Struct, omit_defaults=True):
+    """The address of the storage. One of the first three fields is set.
 
     Attributes:
-        url: Of one server.
-        sentinels: Or, ports of Sentinels.
-        nodes: Or, ports of nodes of a cluster.
-        user: With a URL, who to connect as, with the password that is in `password_file`.
+        url: The URL of one server.
+        sentinels: The ports of Sentinels.
+        nodes: The ports of nodes of a cluster.
+        user: With a URL, the user name. The password is in `password_file`.
         password_file: See `user`.
     """
 
@@ -70,42 +71,48 @@ class Target(msgspec.Struct, omit_defaults=True):
     password_file: str = ""
 
 
-class Settings(msgspec.Struct, omit_defaults=True):
-    """What a worker is told.
+class WorkerSettings(msgspec.Struct, omit_defaults=True):
+    """The settings of one process of the load.
 
     Attributes:
-        target: Where the storage is.
-        seed: Makes the ids that all agree on.
-        worker: Its number.
-        workers: How many there are.
-        epoch: A moment on the monotonic clock that all agree on.
-        callers: How many callers it has.
-        timeout: The storage's, in seconds.
-        ttl: The storage's, in seconds.
-        pause: Seconds that a caller waits between two verbs, in the mean.
-        journal: Where to leave the journal; empty for nowhere.
-        secrets: What no error may say.
-        steps: When to set its clock, in seconds after the start, and by how many.
-        sample: Seconds between two samples of what it uses up; 0 for none.
+        endpoint: The address of the storage.
+        seed: The seed from which all processes derive the same ids.
+        worker: The number of the process.
+        workers: The number of processes.
+        epoch: The start of the load, on the monotonic clock.
+        clients: The number of clients in the process.
+        timeout: The timeout of the storage, in seconds.
+        loop: The name of the event loop, of those in tests/loops.py.
+        connections: The number of connections per server.
+        ttl: The TTL of the storage, in seconds.
+        pause: The mean pause of a client between two steps, in seconds.
+        retry_after: The range of the pause after an error, in seconds.
+        history: The file for the events; empty for none.
+        secrets: Texts that no error may contain.
+        steps: Steps of the process's clock: seconds after the start, and the new offset.
+        sample: Seconds between two samples of the resource usage; 0 for none.
     """
 
-    target: Target
+    endpoint: Endpoint
     seed: str
     worker: int
     workers: int
     epoch: float
-    callers: int
+    clients: int
     timeout: float
+    loop: str = "asyncio"
+    connections: int = 1
     ttl: float = 600.0
     pause: float = 0.008
-    journal: str = ""
+    retry_after: tuple[float, float] = (0.005, 0.02)
+    history: str = ""
     secrets: list[str] = []
     steps: list[tuple[float, float]] = []
     sample: float = 0.0
 
 
 class _PasswordFile(CredentialProvider):
-    """Reads the password whenever a connection is made, as from a secret that is mounted."""
+    """Reads the password for each connection, as from a mounted secret."""
 
     def __init__(self, user: str, path: Path) -> None:
         self._user = user
@@ -119,122 +126,125 @@ class _PasswordFile(CredentialProvider):
 
 
 @asynccontextmanager
-async def opened(target: Target, *, timeout: float, ttl: float) -> AsyncIterator[RedisStorage[Any]]:
-    """The storage under test."""
-    if target.nodes:
-        cluster = RedisCluster(host="127.0.0.1", port=target.nodes[0], client_name=NAME)
-        async with RedisStorage[Any](cluster, ttl=ttl, timeout=timeout) as storage:
+async def open_storage(
+    endpoint: Endpoint, *, timeout: float, ttl: float, connections: int = 1
+) -> AsyncIterator[RedisStorage[Any]]:
+    """Open the storage under test."""
+    settings: Any = {"timeout": timeout, "ttl": ttl, "connections": connections}
+    if endpoint.nodes:
+        cluster = RedisCluster(host="127.0.0.1", port=endpoint.nodes[0], client_name=NAME)
+        async with RedisStorage[Any](cluster, **settings) as storage:
             yield storage
         await cluster.aclose()
-    elif target.sentinels:
-        patience = {
+    elif endpoint.sentinels:
+        sentinel_settings = {
             "socket_timeout": 0.3,
             "socket_connect_timeout": 0.3,
             "retry": Retry(NoBackoff(), 0),
         }
-        addresses = [("127.0.0.1", port) for port in target.sentinels]
+        addresses = [("127.0.0.1", port) for port in endpoint.sentinels]
         async with (
-            Sentinel(  # type: ignore[no-untyped-call]
-                addresses, sentinel_kwargs=patience
+            Sentinel(  # type: ignore[no-untyped-call]  # redis-py does not type it
+                addresses, sentinel_kwargs=sentinel_settings
             ) as sentinel,
             sentinel.master_for(SENTINEL_NAME, client_name=NAME) as client,
-            RedisStorage[Any](client, ttl=ttl, timeout=timeout) as storage,
+            RedisStorage[Any](client, **settings) as storage,
         ):
             yield storage
-    elif target.user:
-        provider = _PasswordFile(target.user, Path(target.password_file))
+    elif endpoint.user:
+        provider = _PasswordFile(endpoint.user, Path(endpoint.password_file))
         async with (
-            Redis.from_url(target.url, credential_provider=provider, client_name=NAME) as client,
-            RedisStorage[Any](client, ttl=ttl, timeout=timeout) as storage,
+            Redis.from_url(endpoint.url, credential_provider=provider, client_name=NAME) as client,
+            RedisStorage[Any](client, **settings) as storage,
         ):
             yield storage
     else:
-        async with RedisStorage[Any].from_url(target.url, ttl=ttl, timeout=timeout) as storage:
+        async with RedisStorage[Any].from_url(endpoint.url, **settings) as storage:
             yield storage
 
 
 def shared_ids(seed: str) -> list[str]:
-    """The sessions that all callers change."""
+    """The ids of the sessions that all clients change."""
     return [id_of(seed, "shared", number) for number in range(SHARED)]
 
 
-async def prepare(witness: Witness, seed: str) -> None:
-    """Create what has to be there before the load begins."""
+async def prepare(storage: RecordingStorage, seed: str) -> None:
+    """Create the shared sessions before the load begins."""
     for id in shared_ids(seed):
-        await SessionManager[Any](witness, max_lifetime=_LIFETIME).create(
-            id=id, principal="everybody", data=content("", id, 0)
+        await SessionManager[Any](storage, max_lifetime=_LIFETIME).create(
+            id=id, principal="all", data=content("", id, 0)
         )
 
 
 def change(session: Session[Any]) -> None:
-    """What every save and every mutation does."""
+    """Make the change of every save and every mutation."""
     data: Any = session.data
     data["count"] += 1
 
 
-class Caller:
-    """Somebody who uses sessions until told to stop.
+class LoadClient:
+    """A client that uses sessions until the load ends.
 
     Args:
-        settings: The worker's.
-        number: The caller's.
+        settings: The settings of the process.
+        number: The number of the client in the process.
         storage: The storage under test.
-        record: What to do with each event.
-        pulse: The event loop's.
+        record: Called with each event.
+        lag: The lag of the event loop.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: WorkerSettings,
         number: int,
         storage: RedisStorage[Any],
         record: Callable[[Event], None],
-        pulse: Pulse,
+        lag: LoopLag,
     ) -> None:
         self._settings = settings
         self._name = f"{settings.worker}.{number}"
-        self._dice = random.Random(f"{settings.seed} {self._name}")  # noqa: S311 - not for secrets
-        self._storage = Witness(
+        self._rng = random.Random(f"{settings.seed} {self._name}")  # noqa: S311 - not for secrets
+        self._storage = RecordingStorage(
             storage,
             record,
             number=settings.worker * 1_000 + number,
             timeout=settings.timeout,
-            pulse=pulse,
+            lag=lag,
             secrets=settings.secrets,
         )
         self._sessions = SessionManager[Any](self._storage, max_lifetime=_LIFETIME)
         self._first = number == 0
         self._shared = shared_ids(settings.seed)
         self._lives = 0
-        self._id = ""  # of the session of its own, if it has one
-        self._session: Session[Any] | None = None  # and the session, if what it has is fresh
-        self._left = 0  # verbs until it is deleted or left alone
+        self._id = ""  # of the client's own session, if it has one
+        self._session: Session[Any] | None = None  # the client's copy, if it is fresh
+        self._left = 0  # steps until the session is deleted or left alone
         self._register = Session[Any](id=id_of(settings.seed, "register", self._name))
         self._register.data = content("", self._register.id, 0)
         self._registered = False
-        self._born: int | None = None
-        self._died: int | None = None
+        self._created: int | None = None
+        self._deleted: int | None = None
 
-    async def work(self, done: asyncio.Event) -> None:
-        """Use one verb after the other."""
-        habits = (self._own, self._shared_one, self._mortal, self._blind)
+    async def run(self, done: asyncio.Event) -> None:
+        """Take one step after the other."""
+        steps = (self._use_own, self._use_shared, self._use_short_lived, self._overwrite)
         while not done.is_set():
-            (habit,) = self._dice.choices(habits, (50, 25, 15, 10))
+            (step,) = self._rng.choices(steps, (50, 25, 15, 10))
             try:
-                await habit()
+                await step()
             except StorageUnavailable:
                 self._session = None
-                await asyncio.sleep(self._dice.uniform(0.005, 0.02))  # as who is told 503
+                await asyncio.sleep(self._rng.uniform(*self._settings.retry_after))
             except SessionError:
                 self._session = None
-            await asyncio.sleep(self._dice.expovariate(1 / self._settings.pause))
+            await asyncio.sleep(self._rng.expovariate(1 / self._settings.pause))
 
-    async def _own(self) -> None:
-        """A step in the life of a session that nobody else knows."""
+    async def _use_own(self) -> None:
+        """Take a step in the life of a session that no other client knows."""
         if not self._id:
             self._lives += 1
             self._id = id_of(self._settings.seed, self._name, self._lives)
-            self._left = self._dice.randint(3, 20)
+            self._left = self._rng.randint(3, 20)
             self._session = await self._sessions.create(
                 id=self._id, principal=self._name, data=content("", self._id, 0)
             )
@@ -246,60 +256,60 @@ class Caller:
                 self._id = ""
         elif self._left > 0:
             self._left -= 1
-            if self._dice.random() < 0.5:
+            if self._rng.random() < 0.5:
                 change(self._session)
                 await self._sessions.save(self._session)
             else:
                 self._session = await self._sessions.mutate(self._id, change)
         else:
             id, self._id = self._id, ""
-            if self._dice.random() < 0.7:  # else it stays, to be found in the end
+            if self._rng.random() < 0.7:  # otherwise it stays until the end
                 await self._sessions.delete(id)
                 await self._sessions.get(id)
 
-    async def _shared_one(self) -> None:
-        """Use what all others change, too."""
-        id = self._dice.choice(self._shared)
-        if self._dice.random() < 0.7:
-            await self._sessions.mutate(id, self._thoughtful(_THOUGHT))
+    async def _use_shared(self) -> None:
+        """Load or change a session that all clients change."""
+        id = self._rng.choice(self._shared)
+        if self._rng.random() < 0.7:
+            await self._sessions.mutate(id, self._slow_change(_CHANGE_TAKES))
         else:
             await self._sessions.get(id)
 
-    def _thoughtful(self, seconds: float) -> Callable[[Session[Any]], Awaitable[None]]:
-        """A change that takes so long, at most, that others come between."""
+    def _slow_change(self, seconds: float) -> Callable[[Session[Any]], Awaitable[None]]:
+        """A change that takes up to so many seconds, so that other clients come between."""
 
-        async def thoughtful(session: Session[Any]) -> None:
-            await asyncio.sleep(self._dice.uniform(0, seconds))
+        async def slow_change(session: Session[Any]) -> None:
+            await asyncio.sleep(self._rng.uniform(0, seconds))
             change(session)
 
-        return thoughtful
+        return slow_change
 
-    async def _mortal(self) -> None:
-        """Use what is deleted while others change it; or create or delete it, if it is its turn.
+    async def _use_short_lived(self) -> None:
+        """Use a session that is deleted while clients change it; create and delete it in turn.
 
-        One after the other lives for a moment that all can tell by the clock.
+        The clock tells all clients which session is alive.
         """
-        number, age = divmod(time.monotonic() - self._settings.epoch, _MORTAL_SECONDS)
+        number, age = divmod(time.monotonic() - self._settings.epoch, _SHORT_LIVED_EVERY)
         number = int(number)
-        id = id_of(self._settings.seed, "mortal", number)
+        id = id_of(self._settings.seed, "short-lived", number)
         if self._first and number % self._settings.workers == self._settings.worker:
-            if self._born != number:
-                self._born = number
+            if self._created != number:
+                self._created = number
                 await self._sessions.create(id=id, data=content("", id, 0))
-            elif age > _MORTAL_AGE and self._died != number:
-                self._died = number
+            elif age > _SHORT_LIFE and self._deleted != number:
+                self._deleted = number
                 await self._sessions.delete(id)
-        if self._dice.random() < 0.6:
-            await self._sessions.mutate(id, self._thoughtful(_LONG_THOUGHT))
+        if self._rng.random() < 0.6:
+            await self._sessions.mutate(id, self._slow_change(_LONG_CHANGE_TAKES))
         else:
             await self._sessions.get(id)
 
-    async def _blind(self) -> None:
-        """Overwrite, without looking, what nobody else writes; or look."""
-        if self._registered and self._dice.random() < 0.4:
+    async def _overwrite(self) -> None:
+        """Overwrite a session without looking at it, or load it. No other client writes it."""
+        if self._registered and self._rng.random() < 0.4:
             await self._storage.load(self._register.id)
             return
         change(self._register)
-        always = not self._registered or self._dice.random() < 0.5
+        always = not self._registered or self._rng.random() < 0.5
         await self._storage.store(self._register, when=When.ALWAYS if always else When.PRESENT)
         self._registered = True

@@ -1,39 +1,68 @@
-"""What a server says about itself that decides whether sessions are safe with it."""
+"""The health of servers, and the statistics of connections."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-# GETEX came with it. Valkey, which forked from 7.2, goes on reporting a version of Redis.
+# GETEX came with 6.2. Valkey, a fork of 7.2, still reports a version of Redis.
 _OLDEST: Final = (6, 2)
 
 
 class ServerHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, as `RedisStorage.ping` found it.
+    """The health of one server, as `RedisStorage.ping` found it.
 
     Attributes:
-        round_trip: Seconds from the question to the answer, waiting in line included.
-        name: "redis", "valkey" or what else it calls itself.
+        address: Host and port, or the path of the socket.
+        available: Whether the server has answered. If not, only `round_trip` and `warnings` hold
+            information.
+        round_trip: Seconds from the question to the answer, the wait in the queue included.
+        name: "redis", "valkey", or another name that the server gives itself.
         version: Its version.
         role: "master" or "slave".
         eviction_policy: Its `maxmemory-policy`.
-        warnings: What endangers sessions, in words; empty if nothing does.
+        warnings: The dangers to sessions, in words; empty if there are none.
     """
 
+    address: str
+    available: bool
     round_trip: float
-    name: str
-    version: str
-    role: str
-    eviction_policy: str
-    warnings: tuple[str, ...]
+    name: str = ""
+    version: str = ""
+    role: str = ""
+    eviction_policy: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-def health_from_info(info: bytes, round_trip: float) -> ServerHealth:
-    """Read the reply to INFO (https://redis.io/docs/latest/commands/info/).
+class RedisStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a `RedisStorage`, over all of its connections.
 
-    Fields that a server leaves out are empty, and give no warning.
+    Attributes:
+        connected: Connections that are up.
+        queued: Commands that wait to be written.
+        in_flight: Commands that were written and whose replies are to come.
+        reconnects: Connections that were made in place of lost ones.
+        bytes_sent: Bytes of commands.
+        bytes_received: Bytes of replies.
     """
-    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+
+    connected: int
+    queued: int
+    in_flight: int
+    reconnects: int
+    bytes_sent: int
+    bytes_received: int
+
+
+def health(address: str, answer: Any, round_trip: float) -> ServerHealth:
+    """Read the reply to INFO (https://redis.io/docs/latest/commands/info/), or an error.
+
+    A field that a server leaves out is empty and causes no warning.
+    """
+    if isinstance(answer, Exception):
+        return ServerHealth(
+            address=address, available=False, round_trip=round_trip, warnings=(str(answer),)
+        )
+    lines = (line.partition(":") for line in answer.decode("utf-8", "replace").splitlines())
     fields = {name: value.strip() for name, _, value in lines}
     name = fields.get("server_name", "redis")
     compatible = fields.get("redis_version", "")
@@ -51,6 +80,8 @@ def health_from_info(info: bytes, round_trip: float) -> ServerHealth:
             "noeviction refuses new ones instead"
         )
     return ServerHealth(
+        address=address,
+        available=True,
         round_trip=round_trip,
         name=name,
         version=fields.get(f"{name}_version", compatible),

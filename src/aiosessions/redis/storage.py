@@ -2,42 +2,44 @@
 
 Invariants:
 
-- A load is one GETEX: it reads the record and renews its TTL in one round trip.
-- No write is applied twice. When a connection is lost, a compare-and-set is sent again, as it can
-  succeed only once. Any other write is not: it looks on the server for its own revision, which is
-  there if only the reply was lost.
-- When that does not tell, since someone else may have written or deleted the session meanwhile,
-  the outcome is unknown, and said to be.
+- A load is one GETEX: it reads the record and renews its TTL in one round trip. A record that turns
+  out to be dead is removed by a second command; one that is unreadable is not renewed again.
+- No write is applied twice. After a lost connection, a compare-and-set is sent again, because it
+  cannot succeed twice. Any other write is not: the storage looks for its revision on the server,
+  which is there if only the reply was lost.
+- If that does not tell, because another client may have written or deleted the session since,
+  the error says that the write is in doubt.
 """
 
+import asyncio
 import time
+import warnings
+from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import NoScriptError
 
 from ..codec import Codec, JsonCodec
-from ..errors import (
-    CorruptSession,
-    SessionConflict,
-    SessionError,
-    SessionExists,
-    SessionNotFound,
-    StorageClosed,
-    StorageUnavailable,
+from ..errors import CorruptSession, SessionError, SessionNotFound, StorageUnavailable
+from ..record import HEADER_BYTES, NOT_FOUND, VERSION, seal, unseal
+from ..session import D, Session, check_id
+from ..storage import (
+    Clock,
+    Storage,
+    When,
+    check_codec,
+    check_moment,
+    check_when,
+    milliseconds,
+    whole_milliseconds,
 )
-from ..record import CHANGED, EXISTS, NOT_FOUND, VERSION, seal, unseal
-from ..session import D, Session, as_utc, check_id
-from ..storage import Clock, Storage, When, check_when, milliseconds
-from . import scripts
-from .cluster import Cluster
-from .connect import client_from_url, maker
-from .faults import translated
-from .health import ServerHealth, health_from_info
-from .home import Home
-from .server import Server, SingleServer
-from .wire import command, filled
+from . import _commands as commands
+from . import _scripts as scripts
+from ._cluster import ClusterRouter
+from ._driver import client_from_url
+from ._routing import Router
+from .health import RedisStatistics, ServerHealth, health
 
 if TYPE_CHECKING:  # as for D; `from_url` is called on the bare class, which has no D yet
     from typing_extensions import TypeVar
@@ -48,25 +50,30 @@ else:
 
     E = TypeVar("E")
 
+_MAX_UNREADABLE: Final = 1024
+
 
 class RedisStorage(Storage[D], Generic[D]):
-    """Sessions in Redis (6.2 or later) or Valkey, shared by every replica that connects to it.
+    """Sessions in Redis (6.2 or later) or Valkey, shared by all replicas that connect to it.
 
-    Borrows any `redis.asyncio` client, and leaves it open; `from_url` makes a storage that owns its
-    client. asyncio only, as that client is.
+    Borrows any `redis.asyncio` client and leaves it open; `from_url` makes a storage that owns its
+    client. Runs under asyncio, as the client does. Make one per process, and share it.
 
     Args:
-        client: `Redis` or `RedisCluster`.
-        ttl: How long a session lives without being loaded or stored: seconds or a timedelta, to the
-            millisecond.
-        key_prefix: What goes in front of the id to make the key. Ends with ":".
-        codec: How sessions are encoded.
-        timeout: The longest that any verb may take: seconds or a timedelta.
-        clock: Where the time comes from that `expires_at` is held against.
+        client: `Redis` or `RedisCluster`. Its settings are read, its connections are not used.
+        ttl: The time that a session lives without being loaded or stored: seconds or a timedelta,
+            with a resolution of one millisecond.
+        key_prefix: The part of the key before the id. It ends with ":".
+        codec: Encodes sessions.
+        timeout: The longest time that any verb may take: seconds or a timedelta.
+        connections: How many connections to share per server. More than one keeps small loads fast
+            beside large records.
+        clock: A source of time for tests: `expires_at` is compared with it.
 
     Raises:
-        ValueError: `ttl` or `timeout` is not positive, or `key_prefix` does not end with ":".
-        TypeError: An argument is of another type.
+        ValueError: `ttl`, `timeout` or `connections` is not positive, or `key_prefix` does not end
+            with ":".
+        TypeError: An argument has another type.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class RedisStorage(Storage[D], Generic[D]):
         key_prefix: str = "session:",
         codec: Codec[D] = JsonCodec(),  # noqa: B008 - it has no state
         timeout: float | timedelta = 5.0,
+        connections: int = 1,
         clock: Clock = time,
     ) -> None:
         if not isinstance(key_prefix, str):
@@ -85,17 +93,22 @@ class RedisStorage(Storage[D], Generic[D]):
         if not key_prefix.endswith(":"):
             message = f"key_prefix must end with ':', and {key_prefix!r} does not"
             raise ValueError(message)
+        if isinstance(connections, bool) or not isinstance(connections, int):
+            message = f"connections is an int, not {type(connections).__name__}"
+            raise TypeError(message)
+        if connections < 1:
+            message = f"connections must be at least 1, not {connections}"
+            raise ValueError(message)
+        check_codec(codec)
         self._ttl = milliseconds(ttl, "ttl")
-        self._getex = command(b"GETEX", None, b"PX", b"%d" % self._ttl)
+        self._getex = commands.getex(self._ttl)
         self._key_prefix = key_prefix.encode()
         self._codec = codec
         self._clock = clock
-        self._client = client
-        self._owns_client = False
-        self._timeout = milliseconds(timeout, "timeout") / 1000
-        self._server = _server_of(client, self._timeout)
-        self._home = Home()
-        self._closed = False
+        self._client, self._owns_client = client, False
+        # Keys of records that could not be read: asking for them again must not renew them.
+        self._unreadable: OrderedDict[bytes, None] = OrderedDict()
+        self._router = _router(client, milliseconds(timeout, "timeout") / 1000, connections)
 
     @classmethod
     def from_url(
@@ -106,233 +119,221 @@ class RedisStorage(Storage[D], Generic[D]):
         key_prefix: str = "session:",
         codec: Codec[E] = JsonCodec(),  # noqa: B008 - it has no state
         timeout: float | timedelta = 5.0,
+        connections: int = 1,
         clock: Clock = time,
     ) -> "RedisStorage[E]":
-        """A storage with a client of its own, which `aclose` closes. Nothing connects yet.
+        """Make a storage with a client of its own, which `aclose` closes. Nothing connects yet.
 
         Args:
-            url: `redis://[user:password@]host[:port][/db]` or `valkey://...`, `rediss://` or
-                `valkeys://` for TLS, or
-                `unix://[user:password@]/path[?db=n]`. Options of redis-py's connections can follow
-                as a query.
-            ttl: As for the class; so are the rest.
-            key_prefix: As for the class.
-            codec: As for the class.
-            timeout: As for the class.
-            clock: As for the class.
+            url: `redis://[user:password@]host[:port][/db]` or `valkey://...`; `rediss://` or
+                `valkeys://` for TLS; or `unix://[user:password@]/path[?db=n]`. A query may hold
+                options of redis-py's connections.
+            ttl: See the class, as for the others.
+            key_prefix: The part of the key before the id.
+            codec: Encodes sessions.
+            timeout: The longest time that any verb may take.
+            connections: How many connections to share.
+            clock: A source of time for tests.
 
         Raises:
-            ValueError: As for the class, or the URL is not understood.
+            ValueError: As for the class, or a part of the URL is wrong.
+            TypeError: As for the class.
         """
-        client = client_from_url(url)
         storage = cast("type[RedisStorage[E]]", cls)(
-            client, ttl=ttl, key_prefix=key_prefix, codec=codec, timeout=timeout, clock=clock
+            client_from_url(url),
+            ttl=ttl,
+            key_prefix=key_prefix,
+            codec=codec,
+            timeout=timeout,
+            connections=connections,
+            clock=clock,
         )
-        storage._owns_client = True  # noqa: SLF001 - it is our own
+        storage._owns_client = True  # noqa: SLF001 - our own
         return storage
 
     def __repr__(self) -> str:
-        return f"RedisStorage(ttl={self._ttl / 1000}, key_prefix={self._key_prefix.decode()!r})"
+        return f"RedisStorage(ttl={self.ttl}, key_prefix={self._key_prefix.decode()!r})"
+
+    def __del__(self) -> None:
+        router = getattr(self, "_router", None)
+        if router is not None and router.in_use:
+            message = f"{self!r} was not closed: use `async with`, or `await storage.aclose()`"
+            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+            router.abandon()
+
+    @property
+    def codec(self) -> Codec[D]:
+        """The codec of the sessions."""
+        return self._codec
+
+    @property
+    def ttl(self) -> float:
+        """The TTL in seconds."""
+        return self._ttl / 1000
+
+    def statistics(self) -> RedisStatistics:
+        """Count connections, commands and bytes."""
+        return self._router.statistics()
 
     async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
         """See `Storage.store`."""
-        deadline = self._begin()
+        deadline = self._router.deadline()
         check_when(when)
         revision, expires_at, record = seal(session, self._codec)
-        key = self._key(session.id)
-        now = self._time()
-        ttl = max(1, min(self._ttl, expires_at - now))
+        key = self._key_prefix + session.id.encode()
         if when is When.ALWAYS:
-            payload = filled(_SET, key, record, b"%d" % ttl)
-            reply, unsure = await self._server.call(key, payload, _STRING, deadline)
-            applied = reply == b"OK"
+            command = self._set(deadline, key, record, expires_at)
         else:
+            script = scripts.STORE_UNCHANGED if when is When.UNCHANGED else scripts.STORE
             expected = VERSION + session.revision.encode("ascii", "replace")
-            words = (_CONDITIONS[when], record, b"%d" % ttl, b"%015d" % now, expected)
-            repeatable = when is When.UNCHANGED
-            reply, unsure = await self._run(deadline, _STORE, key, *words, repeatable=repeatable)
-            applied = reply == scripts.WRITTEN
-        # After a timeout there is no time left to look.
-        unsure = unsure and not isinstance(reply, TimeoutError)
-        if not applied and not (unsure and await self._is_in_place(key, revision, deadline)):
-            raise _refusal(reply, unsure=unsure)
+            words = (scripts.CONDITIONS[when], record, b"%d" % self._ttl, self._offset(), expected)
+            command = script.fill(deadline, key, *words)
+        try:
+            reply = await self._router.call(command)
+        except StorageUnavailable as error:
+            if not error.in_doubt or not await self._is_in_place(key, revision, deadline):
+                raise
+        else:
+            # The write may have been applied before, and overwritten or deleted since.
+            if reply not in (b"OK", scripts.DONE):
+                if command.in_doubt:
+                    text = "a reply was lost; the write may have been applied"
+                    raise StorageUnavailable(text, in_doubt=True)
+                raise scripts.refusal(reply)
         session.revision = revision
+        if self._unreadable:
+            self._unreadable.pop(key, None)
 
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`."""
-        deadline = self._begin()
-        key = self._key(id)
-        payload = filled(self._getex, key)
-        record, _ = await self._server.call(key, payload, _STRING_OR_NIL, deadline, repeatable=True)
-        if _checked(record) is None:
-            raise SessionNotFound(NOT_FOUND)
-        return unseal(record, id, self._codec, self._time)
+        deadline = self._router.deadline()
+        check_id(id)
+        key = self._key_prefix + id.encode()
+        if self._unreadable and key in self._unreadable:
+            await self._peek(deadline, key, id)
+        while True:
+            record = await self._router.call(self._getex.fill(deadline, key))
+            if record is None:
+                raise SessionNotFound(NOT_FOUND)
+            try:
+                return unseal(record, id, self._codec, self._now)
+            except SessionNotFound:
+                status = await self._bury(deadline, key, record)
+            except CorruptSession:
+                self._unreadable[key] = None
+                if len(self._unreadable) > _MAX_UNREADABLE:
+                    self._unreadable.popitem(last=False)
+                raise
+            if status == scripts.DONE:  # alive, by the server's clock
+                return unseal(record, id, self._codec, now=lambda: 0)
+            if status == scripts.ABSENT:
+                raise SessionNotFound(NOT_FOUND)
+            if status != scripts.CHANGED:
+                raise scripts.unfit()
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`.
 
         Raises:
-            StorageUnavailable: Also when the reply was lost: whether there was a session, and
-                whether there still is, is unknown. Deleting again is safe.
+            StorageUnavailable: Also when the reply was lost. Deleting again is safe.
         """
-        deadline = self._begin()
-        key = self._key(id)
-        reply, unsure = await self._run(deadline, _DELETE, key, b"%d" % self._time())
-        if reply not in (0, 1):
-            raise _failure(reply, unsure=unsure)
+        deadline = self._router.deadline()
+        check_id(id)
+        key = self._key_prefix + id.encode()
+        reply = await self._router.call(scripts.DELETE.fill(deadline, key, self._offset()))
+        if reply not in (scripts.ABSENT, scripts.DONE):
+            raise scripts.unfit()
+        self._unreadable.pop(key, None)
         return bool(reply)
 
     async def delete_expired(self, before: datetime | None = None) -> int:
-        """0, without asking the server, which expires sessions by itself."""
-        self._begin()
+        """Return 0 without asking the server, which expires sessions by itself."""
+        self._router.deadline()
         if before is not None:
-            as_utc(before, "before")
+            check_moment(before, "before")
         return 0
 
     async def ping(self) -> tuple[ServerHealth, ...]:
-        """Ask every server that sessions live on how it is: a readiness check, not a sixth verb.
+        """Ask every server that has sessions for its health: a readiness check.
 
         Returns:
-            One for each master of a cluster, else one. Look at its `warnings`: they tell what
-            endangers sessions although the server answers.
+            The health of each master of a cluster, or of the one server. A master that does not
+            answer is not `available`; `warnings` name the dangers to sessions on the others.
 
         Raises:
-            StorageUnavailable: A server cannot be reached, or the user may not run INFO.
+            StorageUnavailable: No server can be reached, or the user may not run INFO.
             StorageClosed: The storage is closed.
         """
-        deadline = self._begin()
-        began = time.perf_counter()
-        replies = await self._server.call_each(command(b"INFO"), _STRING, deadline)
-        round_trip = time.perf_counter() - began
-        return tuple(health_from_info(_checked(reply), round_trip) for reply in replies)
+        answers = await self._router.call_each(commands.INFO, self._router.deadline())
+        errors = [reply for reply, _ in answers.values() if isinstance(reply, SessionError)]
+        if len(errors) == len(answers):
+            raise errors[0]
+        return tuple(health(address, *answer) for address, answer in answers.items())
 
     async def aclose(self) -> None:
-        """See `Storage.aclose`. Closes the client if `from_url` made it; a borrowed one is not.
+        """See `Storage.aclose`. Closes the client if `from_url` made it, and no borrowed one.
 
-        Whoever is waiting for a reply gets `StorageClosed`.
+        Waiting callers get `StorageClosed`.
 
         Raises:
-            StorageUnavailable: The storage is in use by another event loop.
+            StorageMisused: The storage is in use by another event loop.
         """
-        if not self._closed:
-            is_here = self._home.is_here()
-            self._closed = True
-            if is_here:
-                await self._server.aclose()
-                if self._owns_client:
-                    await self._client.aclose()
+        if await self._router.aclose() and self._owns_client:
+            await self._client.aclose()
 
-    def _begin(self) -> float:
-        """Begin a verb: see that the storage can be used, here and now, and set a deadline."""
-        if self._closed:
-            message = "the storage is closed"
-            raise StorageClosed(message)
-        return self._home.check().time() + self._timeout
-
-    def _key(self, id: str) -> bytes:
-        check_id(id)
-        return self._key_prefix + id.encode()
-
-    def _time(self) -> int:
-        return max(0, round(self._clock.time() * 1000))
-
-    async def _run(
-        self,
-        deadline: float,
-        script: "_Prepared",
-        key: bytes,
-        *words: bytes,
-        repeatable: bool = False,
-    ) -> tuple[Any, bool]:
-        """Run a script, which the server may have to be told first; the reply is as from `call`."""
-        payload = filled(script.by_digest, key, *words)
-        reply, unsure = await self._server.call(
-            key, payload, _INTEGER, deadline, repeatable=repeatable
-        )
-        if isinstance(reply, NoScriptError):
-            payload = filled(script.by_source, key, *words)
-            reply, again = await self._server.call(
-                key, payload, _INTEGER, deadline, repeatable=repeatable
-            )
-            unsure = unsure or again
-        return reply, unsure
+    def _set(self, deadline: float, key: bytes, record: bytes, expires_at: int) -> commands.Command:
+        """A write without a condition; the key ends with the TTL or at the session's deadline."""
+        if expires_at - self._now() > self._ttl:
+            return commands.SET.fill(deadline, key, record, b"%d" % self._ttl)
+        # In the server's time: a wrong clock here must not end a live session. The past removes it.
+        moment = max(1, (expires_at * 1000 - int(self._offset())) // 1000)
+        return commands.SET_UNTIL.fill(deadline, key, record, b"%d" % moment)
 
     async def _is_in_place(self, key: bytes, revision: str, deadline: float) -> bool:
-        """Whether the record under the key has this revision: whether a write was applied."""
-        payload = filled(_REVISION, key)
-        reply, _ = await self._server.call(key, payload, _STRING, deadline, repeatable=True)
-        return bool(reply == revision.encode())
+        """Whether a write without a reply has been applied, as far as its revision tells."""
+        if asyncio.get_running_loop().time() >= deadline:
+            return False
+        try:
+            found = await self._router.call(commands.REVISION.fill(deadline, key))
+        except SessionError:
+            return False
+        return bool(found == revision.encode())
+
+    async def _bury(self, deadline: float, key: bytes, record: bytes) -> int:
+        """Remove a record past its deadline, which GETEX has renewed; return a script's status."""
+        header = record[:HEADER_BYTES]
+        return int(
+            await self._router.call(scripts.BURY.fill(deadline, key, header, self._offset()))
+        )
+
+    async def _peek(self, deadline: float, key: bytes, id: str) -> None:
+        """Read a record that was unreadable, without renewing it.
+
+        Raises:
+            SessionNotFound: It is gone.
+            CorruptSession: It is still unreadable.
+        """
+        record = await self._router.call(commands.PEEK.fill(deadline, key))
+        if record is not None:
+            unseal(record, id, self._codec, now=lambda: 0)
+        self._unreadable.pop(key, None)
+        if record is None:
+            raise SessionNotFound(NOT_FOUND)
+
+    def _now(self) -> int:
+        return whole_milliseconds(self._clock.time())
+
+    def _offset(self) -> bytes:
+        """Microseconds by which the clock of a test is ahead of the system's; 0 otherwise."""
+        if self._clock is time:
+            return b"0"
+        return b"%d" % round((self._clock.time() - time.time()) * 1_000_000)
 
 
-class _Prepared:
-    """A script, prepared to be run on one key with so many arguments."""
-
-    def __init__(self, script: scripts.Script, arguments: int) -> None:
-        slots = [None] * (1 + arguments)
-        self.by_digest = command(b"EVALSHA", script.digest, b"1", *slots)
-        self.by_source = command(b"EVAL", script.source, b"1", *slots)
-
-
-def _server_of(client: "Redis | RedisCluster", timeout: float) -> Server:
+def _router(client: "Redis | RedisCluster", timeout: float, connections: int) -> Router:
     if isinstance(client, RedisCluster):
-        return Cluster(client, timeout)
+        return ClusterRouter(client, timeout, connections)
     if isinstance(client, Redis):
-        return SingleServer(maker(client), timeout)
-    message = f"the client is a redis.asyncio.Redis or RedisCluster, not {type(client).__name__}"
+        return Router(client, timeout, connections)
+    message = f"client is a redis.asyncio.Redis or RedisCluster, not {type(client).__name__}"
     raise TypeError(message)
-
-
-_STRING_OR_NIL: Final[frozenset[type]] = frozenset({bytes, type(None)})
-_STRING: Final[frozenset[type]] = frozenset({bytes})
-_INTEGER: Final[frozenset[type]] = frozenset({int})
-_NONSENSE = "the server answered with what is no answer to the command"
-_UNKNOWN = "a reply was lost, and it cannot be told whether the write was applied"
-
-
-_REVISION: Final = command(b"GETRANGE", None, b"1", b"16")
-_SET: Final = command(b"SET", None, None, b"PX", None)
-_STORE: Final = _Prepared(scripts.STORE, 5)
-_DELETE: Final = _Prepared(scripts.DELETE, 1)
-_CONDITIONS: Final = {
-    When.ABSENT: b"absent",
-    When.PRESENT: b"present",
-    When.UNCHANGED: b"unchanged",
-}
-
-
-def _checked(reply: Any) -> Any:
-    """The reply, if it is one, and not an exception that stands in its place."""
-    if isinstance(reply, Exception):
-        raise translated(reply)
-    return reply
-
-
-def _refusal(status: Any, *, unsure: bool) -> SessionError:
-    """Why a conditional write was not applied, or why that is unknown."""
-    if status == scripts.UNREADABLE:
-        return CorruptSession("what is stored under this id is no session of this format")
-    if unsure or status not in _REFUSALS:
-        return _failure(status, unsure=unsure)
-    kind, message = _REFUSALS[status]
-    return kind(message)
-
-
-def _failure(reply: Any, *, unsure: bool) -> SessionError:
-    """What to raise for an exception in a write's place, or for an answer that is none."""
-    if isinstance(reply, Exception):
-        error = translated(reply)
-        if not unsure or isinstance(reply, TimeoutError):
-            return error
-        cause = error.__cause__
-    else:
-        cause = None
-    unknown = StorageUnavailable(_UNKNOWN if unsure else _NONSENSE)
-    unknown.__cause__ = cause
-    return unknown
-
-
-_REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
-    scripts.ABSENT: (SessionNotFound, NOT_FOUND),
-    scripts.EXISTS: (SessionExists, EXISTS),
-    scripts.CHANGED: (SessionConflict, CHANGED),
-}

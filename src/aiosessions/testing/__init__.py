@@ -1,6 +1,6 @@
-"""The storage contract: what every `Storage` must do, as pytest tests that any storage can run.
+"""The storage contract: the promises of every `Storage`, as pytest tests for any storage.
 
-A storage is tested by subclassing a contract and giving one fixture, here or in a conftest.py:
+To test a storage, subclass a contract and define one fixture, here or in a conftest.py:
 
     import pytest
     from aiosessions import JsonCodec
@@ -14,31 +14,30 @@ A storage is tested by subclassing a contract and giving one fixture, here or in
                 return MyStorage(ttl=ttl, codec=codec or JsonCodec())
             return make
 
-The factory returns an async context manager that yields a storage. Every storage is one; where more
-has to be set up or torn down, decorate an async generator with `contextlib.asynccontextmanager`. It
-is called inside the event loop of one test, as often as the test wants storages, and the kit closes
-what it opened. Storages should start out empty; those of one test may share a backend.
+The factory returns an async context manager that yields a storage. Every storage is one. For more
+set-up, decorate an async generator with `contextlib.asynccontextmanager`. Each test calls the
+factory in its event loop, once for each storage that it needs, and the kit closes them. Storages
+start empty; the storages of one test may share a backend.
 
-Choose the contract that fits, or several, as in `class TestMine(SharedStorageContract,
-SweptStorageContract)`:
+Choose one contract or several, as in `class TestMine(SharedStorageContract, SweptStorageContract)`:
 
-- `StorageContract`: what all storages promise.
+- `StorageContract`: the promises of all storages.
 - `SharedStorageContract`: storages that several replicas share. Two storages that one test makes
   must be two views of one backend.
-- `SweptStorageContract`: storages whose `delete_expired` has work to do.
-- `SelfExpiringStorageContract`: storages whose backend expires sessions by itself.
-- `RemoteStorageContract`: storages whose backend can be out of reach. It asks for a second fixture,
-  `make_unreachable_storage`.
+- `SweptStorageContract`: storages that keep expired sessions until `delete_expired`.
+- `SelfExpiringStorageContract`: storages with a backend that removes expired sessions by itself.
+- `RemoteStorageContract`: storages with a backend that can be out of reach. It needs a second
+  fixture, `make_unreachable_storage`.
 
-To pytest the tests are ordinary functions: each runs `anyio.run` on its own. So they work in plain
-pytest, and beside pytest-asyncio or anyio's plugin in any mode. `backend = "trio"` in the subclass
-runs them on trio. Objects that belong to an event loop (clients, connections) must be made inside
-the factory, not in an async fixture, whose loop is another one.
+To pytest the tests are ordinary functions: each calls `anyio.run`. They work in plain pytest, and
+beside pytest-asyncio or anyio's plugin in any mode. Set `backend = "trio"` in the subclass to run
+them on trio. Create objects that belong to an event loop, such as clients and connections, in the
+factory. An async fixture has another loop.
 
-Time is real by default: tests sleep for a few `unit`s, and look for what must still be there one
-`tick` before its end. Both are a quarter of a second; a slow machine, or a backend that counts in
-whole seconds, wants `unit = tick = 2.0`. A storage that takes a `Clock` is tested at once, and to
-the millisecond:
+Time is real by default. Tests sleep for a few `unit`s, and look for a live session one `tick`
+before its end. Both are a quarter of a second. On a slow machine, or for a backend that counts in
+whole seconds, set `unit = tick = 2.0`. With a storage that takes a `Clock`, the tests do not sleep,
+and they check expiry to the millisecond:
 
     import pytest
     from aiosessions import JsonCodec
@@ -52,12 +51,12 @@ the millisecond:
                 return MyStorage(ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
             return make
 
-This package needs pytest; nothing else in aiosessions does.
+This package needs pytest; the rest of aiosessions does not.
 """
 
 import pytest
 
-# Before the import: only then do failed asserts in there say what was compared.
+# This has to come before the imports; failed asserts then show the compared values.
 pytest.register_assert_rewrite(
     *(
         f"{__name__}._{module}"

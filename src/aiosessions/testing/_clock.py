@@ -6,10 +6,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class FakeClock:
-    """A `Clock` that moves only when it is told to, in whole milliseconds.
+    """A `Clock` that moves only in calls of its methods, in whole milliseconds.
 
-    Its two readings start far apart, so that code which takes one for the other is found out, and
-    at odd milliseconds, so that code which counts in seconds is.
+    The two readings start far apart, so code that confuses them fails. They start at odd
+    milliseconds, so code that counts in seconds fails too.
     """
 
     def __init__(self) -> None:
@@ -17,15 +17,15 @@ class FakeClock:
         self._time = 1_900_000_000_456  # in March 2030
 
     def monotonic(self) -> float:
-        """Seconds that never step."""
+        """Return the seconds of a clock that never steps."""
         return self._monotonic / 1000
 
     def time(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the epoch."""
         return self._time / 1000
 
     def now(self) -> datetime:
-        """What `time` says, as an aware datetime in UTC; exact where a float would not be."""
+        """Return the reading of `time` as a datetime in UTC, without the rounding of a float."""
         return _EPOCH + timedelta(milliseconds=self._time)
 
     def advance(self, seconds: float) -> None:
@@ -34,5 +34,5 @@ class FakeClock:
         self._time += round(seconds * 1000)
 
     def set_back(self, seconds: float) -> None:
-        """Step the wall clock back, as an operator or NTP may; `monotonic` stays as it is."""
+        """Step the wall clock back, as an operator or NTP does. `monotonic` does not change."""
         self._time -= round(seconds * 1000)

@@ -1,4 +1,4 @@
-"""What happens when a storage is closed: every verb says so, and nothing is left behind."""
+"""Tests of closing: every verb then raises, and nothing stays behind."""
 
 import gc
 import warnings
@@ -31,7 +31,7 @@ _VERBS: dict[str, _Verb] = {
 }
 
 
-async def _load_whatever_comes(storage: Storage[Any]) -> None:
+async def _load_an_unknown_id(storage: Storage[Any]) -> None:
     with suppress(SessionError):
         await storage.load(new_session_id())
 
@@ -40,8 +40,8 @@ class Closing(Harness):
     """`aclose` and `async with`."""
 
     @pytest.mark.parametrize("verb", _VERBS.values(), ids=_VERBS)
-    async def test_a_closed_storage_refuses_every_verb(self, verb: _Verb) -> None:
-        """`StorageClosed`, and the caller's session stays as it is."""
+    async def test_closed_storage_refuses_every_verb(self, verb: _Verb) -> None:
+        """Each verb raises `StorageClosed` and does not change the caller's session."""
         storage = await self.open()
         session = new_session()
         await storage.store(session)
@@ -51,8 +51,8 @@ class Closing(Harness):
         with unchanged(session), pytest.raises(StorageClosed):
             await verb(storage, session)
 
-    async def test_a_storage_that_was_never_used_closes_too(self) -> None:
-        """There need not have been any traffic."""
+    async def test_unused_storage_can_be_closed(self) -> None:
+        """`aclose` needs no verb before it."""
         storage = await self.open()
 
         await storage.aclose()
@@ -61,7 +61,7 @@ class Closing(Harness):
             await storage.delete_expired()
 
     async def test_closing_twice_is_fine(self) -> None:
-        """Again, and at the same time."""
+        """Calls of `aclose` may follow each other or run at the same time."""
         storage = await self.open()
         await storage.store(new_session())
 
@@ -74,7 +74,7 @@ class Closing(Harness):
             await storage.store(new_session())
 
     async def test_leaving_the_context_closes(self) -> None:
-        """`async with` gives the storage itself, and closes it, also after an error."""
+        """`async with` returns the storage itself, and closes it, also after an error."""
         storage = await self.open()
         session = new_session()
 
@@ -86,8 +86,8 @@ class Closing(Harness):
         with pytest.raises(StorageClosed):
             await storage.load(session.id)
 
-    async def test_closing_amid_verbs_ends_them_all(self) -> None:
-        """Those under way end with their result or with an error of ours; none hangs."""
+    async def test_closing_ends_verbs_in_flight(self) -> None:
+        """Each verb in flight returns, or raises `StorageClosed` or `StorageUnavailable`."""
         storage = await self.open()
         sessions = [new_session(data=number) for number in range(20)]
         for session in sessions:
@@ -111,31 +111,31 @@ class Closing(Harness):
         assert all(session.id == id for id, session in loaded.items())
         assert {error.status for error in refused} <= {StorageClosed.status}
 
-    def test_closing_amid_verbs_leaks_nothing(self) -> None:
-        """No connection or file stays open, though verbs were under way or about to connect."""
-        gc.freeze()  # what other tests left behind is theirs
+    def test_closing_during_verbs_leaks_nothing(self) -> None:
+        """No connection or file stays open after verbs in flight, connecting ones included."""
+        gc.freeze()  # leave out the objects of other tests
         try:
             with warnings.catch_warnings(record=True) as leaks:
                 warnings.simplefilter("always", ResourceWarning)
-                self.run(self._close_amid_verbs)
+                self.run(self._close_during_verbs)
                 gc.collect()
         finally:
             gc.unfreeze()
 
         assert [str(leak.message) for leak in leaks] == []
 
-    async def _close_amid_verbs(self) -> None:
+    async def _close_during_verbs(self) -> None:
         for delay in (0, 1, 2, 3, 5, 8, 13, 21, 34):
             storage = await self.open()
             async with anyio.create_task_group() as tasks:
                 for _ in range(5):
-                    tasks.start_soon(_load_whatever_comes, storage)
+                    tasks.start_soon(_load_an_unknown_id, storage)
                 for _ in range(delay):
                     await checkpoint()
                 await storage.aclose()
 
     async def test_closing_leaves_no_task_behind(self) -> None:
-        """Every task that a storage started has ended when `aclose` returns."""
+        """Every task that the storage started has ended when `aclose` returns."""
         before = {task.id for task in anyio.get_running_tasks()}
         storage = await self.open()
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Many callers at once: one winner, no lost update, nothing from the dead, no reply for another."""
+"""Tests of concurrent and cancelled callers: races, lost updates and mixed-up replies."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -18,7 +18,7 @@ _INCREMENTS = 24
 
 
 async def together(*actions: Callable[[], Awaitable[object]]) -> list[object]:
-    """Do all this at once; what each returned or, of our errors, raised."""
+    """Run actions at once, and return the result or the `SessionError` of each."""
     results: list[object] = [None] * len(actions)
 
     async def act(number: int) -> None:
@@ -34,33 +34,31 @@ async def together(*actions: Callable[[], Awaitable[object]]) -> list[object]:
 
 
 async def increment(storage: Storage[int], id: str) -> None:
-    """Add one to a session's data: compare-and-set, until nobody was faster.
+    """Add one to a session's data by compare-and-set, and try again after a conflict.
 
-    Each conflict is the success of another increment, so there cannot be more than that.
+    Each conflict is the success of another increment, so their number is bounded.
     """
     for _ in range(_INCREMENTS):
         session = await storage.load(id)
-        await checkpoint()  # so that increments overlap even where verbs do not yield
-        assert session.data is not None
+        await checkpoint()  # so that increments overlap also where verbs do not yield
         session.data += 1
         try:
             await storage.store(session, when=When.UNCHANGED)
         except SessionConflict:
             continue
         return
-    message = "a conflict without a write"
-    raise AssertionError(message)
+    raise AssertionError("a conflict without a write")
 
 
 class Concurrency(Harness):
-    """Races and cancellations, over the storages that `_views` gives."""
+    """Races and cancellations, over the storages that `_views` returns."""
 
     async def _views(self) -> list[Storage[Any]]:
-        """The storages that race, views of one backend: here one of them."""
+        """Open the storages that race, which are views of one backend."""
         return [await self.open()]
 
-    async def test_of_many_unchanged_writes_one_wins(self) -> None:
-        """All others get `SessionConflict`, and what is stored is the winner's."""
+    async def test_one_of_many_unchanged_writes_wins(self) -> None:
+        """The others raise `SessionConflict`, and the winner's write is stored."""
         views = await self._views()
         for _ in range(_ROUNDS):
             session = new_session()
@@ -82,8 +80,8 @@ class Concurrency(Harness):
             assert {type(error) for error in losers} == {SessionConflict}
             assert (await views[0].load(session.id)).data == rivals[winners[0]].data
 
-    async def test_of_many_creators_one_wins(self) -> None:
-        """All others get `SessionExists`, and what is stored is the winner's."""
+    async def test_one_of_many_creators_wins(self) -> None:
+        """The others raise `SessionExists`, and the winner's write is stored."""
         views = await self._views()
         for _ in range(_ROUNDS):
             id = new_session_id()
@@ -102,8 +100,8 @@ class Concurrency(Harness):
             assert {type(error) for error in losers} == {SessionExists}
             assert (await views[0].load(id)).data == rivals[winners[0]].data
 
-    async def test_of_many_deletes_one_finds_the_session(self) -> None:
-        """It is True for one caller only."""
+    async def test_one_of_many_deletes_finds_the_session(self) -> None:
+        """`delete` returns True to one caller only."""
         views = await self._views()
         for _ in range(_ROUNDS):
             session = new_session()
@@ -116,7 +114,7 @@ class Concurrency(Harness):
             assert sorted(map(repr, results)) == ["False"] * 5 + ["True"]
 
     async def test_concurrent_increments_all_count(self) -> None:
-        """Load, change, store `UNCHANGED`, again on conflict: no update is lost."""
+        """Compare-and-set in a loop loses no update."""
         views = await self._views()
         session = new_session(data=0)
         await views[0].store(session)
@@ -130,7 +128,7 @@ class Concurrency(Harness):
 
     @pytest.mark.parametrize("when", [When.PRESENT, When.UNCHANGED], ids=lambda when: when.name)
     async def test_no_save_outlives_a_delete(self, when: When) -> None:
-        """Whichever comes first, the session is gone, and the delete has removed it."""
+        """The session is gone, whether the save or the delete comes first."""
         views = await self._views()
         for number in range(_ROUNDS):
             session = new_session()
@@ -151,7 +149,7 @@ class Concurrency(Harness):
                 await views[0].load(session.id)
 
     async def test_concurrent_callers_get_their_own_sessions(self) -> None:
-        """However many there are, and each sees what it has just written."""
+        """Each of 50 callers sees its own last write."""
         views = await self._views()
 
         async def use(number: int) -> None:
@@ -168,7 +166,7 @@ class Concurrency(Harness):
                 tasks.start_soon(use, number)
 
     async def test_loads_see_whole_writes(self) -> None:
-        """Never the data of one write with the metadata or revision of another."""
+        """A load never mixes the data of one write with the metadata or revision of another."""
         views = await self._views()
         session = new_session(data=-1, metadata={"turn": "-1"})
         await views[0].store(session)
@@ -197,8 +195,8 @@ class Concurrency(Harness):
         )
 
     @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT], ids=lambda when: when.name)
-    async def test_a_cancelled_store_is_whole_or_not_at_all(self, when: When) -> None:
-        """Wherever it is cancelled; and whoever got no answer still has the old revision."""
+    async def test_cancelled_store_writes_all_or_nothing(self, when: When) -> None:
+        """It is cancelled at each point. A caller without an answer keeps the old revision."""
         storage = (await self._views())[0]
         for delay in range(_ROUNDS):
             session = new_session(data="whole")
@@ -221,7 +219,7 @@ class Concurrency(Harness):
             assert content(loaded) == content(session)
             await storage.store(loaded, when=When.UNCHANGED)
 
-    async def test_a_cancelled_verb_leaves_the_storage_in_order(self) -> None:
+    async def test_cancelled_verb_mixes_up_no_replies(self) -> None:
         """After cancelled loads and deletes, every caller still gets its own session."""
         storage = (await self._views())[0]
         bystander = new_session(data="bystander")
@@ -239,7 +237,7 @@ class Concurrency(Harness):
             await storage.delete(session.id)
 
     async def test_cancelling_a_caller_cancels_that_caller_only(self) -> None:
-        """Loads that run beside a cancelled one end well, each with its own session."""
+        """The loads beside a cancelled one return their own sessions."""
         storage = (await self._views())[0]
         sessions = [new_session(data=number) for number in range(20)]
         for session in sessions:
@@ -273,7 +271,7 @@ class Concurrency(Harness):
     async def _cancelled_after(
         self, delay: int, verb: Callable[[], Coroutine[Any, Any, object]]
     ) -> None:
-        """Start a verb, and cancel it after so many turns of the event loop."""
+        """Start a verb, and cancel it after `delay` turns of the event loop."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(verb)
             for _ in range(delay):

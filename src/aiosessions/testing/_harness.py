@@ -1,11 +1,11 @@
-"""How contract tests run, and what they have in common.
+"""The base of every contract: it runs tests, opens storages and tells the time.
 
 Invariants:
 
-- To pytest every test is a plain function: `async def test_...` in a subclass of `Harness` is
-  wrapped as the class is made, so that no plugin has to know about it, nor can two claim it.
-- One test is one event loop; the storages it opened are closed before the loop ends.
-- A test that hangs fails: nothing waits longer than `patience`.
+- To pytest every test is a plain function: the class wraps each `async def test_...` of a subclass
+  of `Harness`. No pytest plugin has to know about these tests, and no two plugins can claim them.
+- Each test has its own event loop. The storages that it opened are closed before the loop ends.
+- A test that takes longer than `patience` fails.
 """
 
 import functools
@@ -19,7 +19,7 @@ import anyio
 import msgspec
 import pytest
 
-from ..codec import Codec, JsonCodec
+from ..codec import Codec
 from ..errors import SessionNotFound
 from ..session import Session, new_session_id
 from ..storage import Storage
@@ -27,7 +27,7 @@ from ._clock import FakeClock
 
 
 class StorageFactory(Protocol):
-    """What the fixture `make_storage` gives: a function that makes a storage to test."""
+    """The fixture `make_storage`: a function that makes a storage to test."""
 
     def __call__(
         self, *, ttl: float = 60.0, codec: Codec[Any] | None = None
@@ -36,20 +36,21 @@ class StorageFactory(Protocol):
 
         Args:
             ttl: The storage's time to live, in seconds.
-            codec: The storage's codec; its default one if None.
+            codec: The storage's codec; the storage's default codec if None.
         """
         ...
 
 
 class Harness:
-    """The base of every contract: runs its tests, opens storages, and tells the time.
+    """The base of every contract.
 
     Attributes:
-        backend: The event loop that tests run on: what `anyio.run` takes.
-        patience: Seconds until a test that does not end counts as hanging.
-        unit: Seconds in one unit of the time that tests let pass; a few of them are one TTL.
-        tick: Seconds before the end of a TTL at which a session must still be there. Expiry has to
-            be this exact, so in real time it is what a slow machine may lose.
+        backend: The event loop that tests run on, as `anyio.run` takes it.
+        patience: The time in seconds after which a test that has not ended fails.
+        unit: The unit, in seconds, of the time that tests let pass. A TTL has three units.
+        tick: The time in seconds, before the end of a TTL, at which a session must still be there.
+            This is the precision of the expiry; in real time it is also the delay that a slow
+            machine may cause.
     """
 
     backend: ClassVar[str] = "asyncio"
@@ -71,12 +72,12 @@ class Harness:
         self._make = make_storage
 
     def now(self) -> datetime:
-        """The time by the storages' clock."""
+        """Return the time of the storages' clock."""
         return datetime.now(UTC)
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass. Storages with a clock of their own override this, to save the waiting."""
-        # A little more, as timers may fire early by their resolution, and to outlast all rounding.
+        """Let time pass. Override this for storages with an injected clock, to save the waiting."""
+        # A little longer, because timers may fire early by their resolution.
         await anyio.sleep(seconds + 0.02)
 
     @property
@@ -85,7 +86,7 @@ class Harness:
         return 3 * self.unit
 
     def run(self, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a test in an event loop of its own, and close what it opened."""
+        """Run a test in a new event loop, and close the storages that it opened."""
 
         async def main() -> None:
             with anyio.fail_after(self.patience):
@@ -96,14 +97,14 @@ class Harness:
         anyio.run(main, backend=self.backend)
 
     async def open(self, *, ttl: float = 60.0, codec: Codec[Any] | None = None) -> Storage[Any]:
-        """A new storage, which is closed when the test ends."""
+        """Make a storage that is closed when the test ends."""
         return await self._opened.enter_async_context(self._make(ttl=ttl, codec=codec))
 
 
 def _synchronous(
     test: Callable[..., Coroutine[Any, Any, None]],
 ) -> Callable[..., None]:
-    """Wrap a coroutine test in a function that runs it; pytest still sees its parameters."""
+    """Wrap a coroutine test in a function that runs it. Pytest still sees its parameters."""
 
     @functools.wraps(test)
     def run(self: Harness, *args: Any, **kwargs: Any) -> None:
@@ -113,9 +114,10 @@ def _synchronous(
 
 
 class FakeTime(Harness):
-    """Mix in, before the contract, where storages take a `Clock`: give them `self.clock`.
+    """A mixin, placed before the contract, for storages that take a `Clock`.
 
-    Tests then take no time, and find an error of one millisecond.
+    Give the storages `self.clock`. The tests then take no time, and find an error of one
+    millisecond.
     """
 
     unit: ClassVar[float] = 1000.0
@@ -127,7 +129,7 @@ class FakeTime(Harness):
         return FakeClock()
 
     def now(self) -> datetime:
-        """The time by the fake clock."""
+        """Return the time of the fake clock."""
         return self.clock.now()
 
     async def advance(self, seconds: float) -> None:
@@ -136,19 +138,19 @@ class FakeTime(Harness):
 
 
 def new_session(**fields: Any) -> Session[Any]:
-    """A session with an id of its own."""
+    """Make a session with a new id."""
     return Session(id=new_session_id(), **fields)
 
 
 def content(session: Session[Any]) -> dict[str, Any]:
-    """What an application puts into a session, without the dates and the revision."""
+    """Return the fields that an application fills, without the dates and the revision."""
     return {
         name: getattr(session, name) for name in ("id", "kind", "principal", "metadata", "data")
     }
 
 
 async def is_gone(storage: Storage[Any], session: Session[Any]) -> bool:
-    """Whether a session cannot be loaded any more."""
+    """Return whether loading a session raises `SessionNotFound`."""
     try:
         await storage.load(session.id)
     except SessionNotFound:
@@ -158,7 +160,7 @@ async def is_gone(storage: Storage[Any], session: Session[Any]) -> bool:
 
 @contextmanager
 def unchanged(*sessions: Session[Any]) -> Iterator[None]:
-    """Check that what happens inside changes nothing about the caller's objects."""
+    """Check that the block changes no field of the caller's objects."""
 
     def snapshot() -> list[dict[str, Any]]:
         return [
@@ -169,38 +171,3 @@ def unchanged(*sessions: Session[Any]) -> Iterator[None]:
     before = snapshot()
     yield
     assert snapshot() == before
-
-
-class SpoilingCodec:
-    """A codec that misbehaves when told to: how a contract gets at what is stored.
-
-    Attributes:
-        spoil: If set, makes what is written instead of a session's own payload.
-        refusal: If set, what both methods raise.
-
-    Args:
-        spoil: See above.
-        reader: The codec that reads, if it is not the one that writes.
-    """
-
-    def __init__(
-        self,
-        spoil: Callable[[Session[Any]], bytes] | None = None,
-        reader: Codec[Any] | None = None,
-    ) -> None:
-        self.spoil = spoil
-        self.refusal: Exception | None = None
-        self._writer: Codec[Any] = JsonCodec()
-        self._reader = reader or self._writer
-
-    def encode(self, session: Session[Any]) -> bytes:
-        """The session as bytes, or what `spoil` makes of it."""
-        if self.refusal:
-            raise self.refusal
-        return (self.spoil or self._writer.encode)(session)
-
-    def decode(self, payload: bytes) -> Session[Any]:
-        """The session, if the payload is in order."""
-        if self.refusal:
-            raise self.refusal
-        return self._reader.decode(payload)

@@ -1,5 +1,6 @@
-"""The contracts: what every storage promises, and what some kinds of storage promise besides."""
+"""The contracts: the one for every storage, and those for some kinds of storage."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,40 +12,40 @@ from ._closing import Closing
 from ._concurrency import Concurrency
 from ._expiring import Expiring
 from ._harness import StorageFactory, content, is_gone, new_session, unchanged
-from ._refusing import Refusing, everything_said
+from ._refusing import Refusing, texts_of
 from ._storing import WHENS, Storing, begin
 
 
 class StorageContract(Storing, Expiring, Refusing, Closing, Concurrency):
-    """What every storage must do. See the module's docstring for how to run it."""
+    """The contract of every storage. The module's docstring shows how to run it."""
 
 
 class SharedStorageContract(StorageContract):
-    """What storages must do that several replicas share: all of it holds across two of them.
+    """The contract of storages that several replicas share.
 
-    Storages that one test makes must be views of one backend.
+    The storages that one test makes must be views of one backend.
     """
 
     async def _views(self) -> list[Storage[Any]]:
         return [await self.open(), await self.open()]
 
     async def test_replicas_see_each_others_writes(self) -> None:
-        """At once, with the revision, so that either can go on where the other left off."""
+        """A write is visible at once, with its revision, so either replica can go on from it."""
         here, there = await self._views()
         session = new_session(data=1)
 
         await here.store(session, when=When.ABSENT)
-        theirs = await there.load(session.id)
-        assert (content(theirs), theirs.revision) == (content(session), session.revision)
-        theirs.data = 2
-        await there.store(theirs, when=When.UNCHANGED)
+        loaded = await there.load(session.id)
+        assert (content(loaded), loaded.revision) == (content(session), session.revision)
+        loaded.data = 2
+        await there.store(loaded, when=When.UNCHANGED)
 
         assert (await here.load(session.id)).data == 2
         with unchanged(session), pytest.raises(SessionConflict):
             await here.store(session, when=When.UNCHANGED)
 
     async def test_replicas_see_each_others_deletes(self) -> None:
-        """What one has deleted, the other neither finds nor brings back."""
+        """A session that one replica deleted is neither found nor revived by the other."""
         here, there = await self._views()
         session = new_session()
         await here.store(session)
@@ -60,11 +61,11 @@ class SharedStorageContract(StorageContract):
             await here.load(session.id)
 
     async def test_use_on_one_replica_counts_on_all(self) -> None:
-        """A load or store through one renews the TTL for the other."""
+        """A load or a store through one replica renews the TTL for the other."""
         here, there = await self.open(ttl=self.ttl), await self.open(ttl=self.ttl)
         loaded, stored = new_session(), new_session()
         for session in (loaded, stored):
-            await here.store(session)
+            await here.store(session, when=When.ABSENT)
 
         await self.advance(self.ttl - self.unit)
         await there.load(loaded.id)
@@ -87,33 +88,45 @@ class SharedStorageContract(StorageContract):
 
 
 class SweptStorageContract(StorageContract):
-    """What storages must do that need `delete_expired` to be rid of the dead."""
+    """The contract of storages that keep expired sessions until `delete_expired` removes them."""
 
-    async def test_a_sweep_counts_what_it_removes(self) -> None:
-        """Idle or past the deadline, each dead session counts once, and no living one."""
+    async def test_sweep_counts_removed_sessions(self) -> None:
+        """Each session that is idle or past its deadline counts once, and no live session."""
         storage = await self.open(ttl=self.ttl)
-        idle, dead, living = ([new_session() for _ in range(count)] for count in (2, 3, 4))
-        deadline = self.now()
+        idle, ended, live = ([new_session() for _ in range(count)] for count in (2, 3, 4))
         for session in idle:
-            await storage.store(session)
-        await self.advance(self.ttl)
-        for session in dead:
-            session.expires_at = deadline
-        for session in dead + living:
-            await storage.store(session)
+            await storage.store(session, when=When.ABSENT)
+        await self.advance(self.ttl - self.unit)
+        for session in ended:
+            session.expires_at = self.now() + timedelta(seconds=self.unit)
+        for session in ended + live:
+            await storage.store(session, when=When.ABSENT)
+        await self.advance(self.unit)
 
-        assert await storage.delete_expired() == len(idle + dead)
+        assert await storage.delete_expired() == len(idle + ended)
 
         assert await storage.delete_expired() == 0
-        assert not any([await is_gone(storage, session) for session in living])
-        assert all([await is_gone(storage, session) for session in idle + dead])
+        assert not any([await is_gone(storage, session) for session in live])
+        assert all([await is_gone(storage, session) for session in idle + ended])
 
-    async def test_a_sweep_before_a_moment_removes_what_was_not_used_since(self) -> None:
-        """Alive or not: what was last stored or loaded before it goes, and is counted."""
+    @pytest.mark.parametrize("when", WHENS)
+    async def test_store_past_the_deadline_leaves_nothing_to_sweep(self, when: When) -> None:
+        """A session that is stored past its `expires_at` is removed, not kept as expired."""
+        storage = await self.open(ttl=self.ttl)
+        session = await begin(storage, when)
+        session.expires_at = self.now() - timedelta(seconds=1)
+
+        await storage.store(session, when=when)
+
+        assert await storage.delete_expired() == 0
+        assert await storage.delete_expired(self.now() + timedelta(days=1)) == 0
+
+    async def test_sweep_before_a_moment_removes_unused_sessions(self) -> None:
+        """A sweep removes and counts the sessions that were last used before the moment."""
         storage = await self.open(ttl=self.ttl)
         unused, loaded, stored = new_session(), new_session(), new_session()
         for session in (unused, loaded, stored):
-            await storage.store(session)
+            await storage.store(session, when=When.ABSENT)
         await self.advance(self.tick)
         moment = self.now()
         await storage.load(loaded.id)
@@ -125,8 +138,8 @@ class SweptStorageContract(StorageContract):
         assert not await is_gone(storage, loaded)
         assert not await is_gone(storage, stored)
 
-    async def test_what_was_swept_up_is_deleted(self) -> None:
-        """It can be created anew, and nothing else."""
+    async def test_swept_session_is_deleted(self) -> None:
+        """It can be created anew, and not overwritten."""
         storage = await self.open(ttl=self.ttl)
         session = await begin(storage, When.ALWAYS)
         await self.advance(self.tick)
@@ -140,27 +153,27 @@ class SweptStorageContract(StorageContract):
 
 
 class SelfExpiringStorageContract(StorageContract):
-    """What storages must do whose backend expires sessions by itself."""
+    """The contract of storages with a backend that removes expired sessions by itself."""
 
-    async def test_there_is_nothing_to_sweep(self) -> None:
-        """`delete_expired` is 0, with whatever argument, and removes nothing."""
+    async def test_sweep_does_nothing(self) -> None:
+        """`delete_expired` returns 0 and removes nothing, with and without an argument."""
         storage = await self.open(ttl=self.ttl)
-        dead, living = new_session(), new_session()
-        await storage.store(dead)
+        expired, live = new_session(), new_session()
+        await storage.store(expired)
         await self.advance(self.ttl)
-        await storage.store(living)
+        await storage.store(live)
         await self.advance(self.unit)
 
         assert await storage.delete_expired() == 0
         assert await storage.delete_expired(self.now()) == 0
-        assert not await is_gone(storage, living)
+        assert not await is_gone(storage, live)
 
 
 class RemoteStorageContract(StorageContract):
-    """What storages must do whose backend can be out of reach.
+    """The contract of storages with a backend that can be out of reach.
 
-    Needs a fixture `make_unreachable_storage` besides: a factory like `make_storage` whose storages
-    have a backend that does not answer, or cannot be connected to.
+    It needs a second fixture, `make_unreachable_storage`: a factory like `make_storage` of storages
+    with a backend that does not answer or refuses the connection.
     """
 
     @pytest.fixture(autouse=True)
@@ -170,8 +183,8 @@ class RemoteStorageContract(StorageContract):
     async def _open_unreachable(self) -> Storage[Any]:
         return await self._opened.enter_async_context(self._make_unreachable(ttl=60.0, codec=None))
 
-    async def test_an_outage_is_not_an_absent_session(self) -> None:
-        """Nothing is known, so `load` and `delete` raise `StorageUnavailable`: 503, not 404."""
+    async def test_outage_is_not_an_absent_session(self) -> None:
+        """`load` and `delete` raise `StorageUnavailable` (503), not `SessionNotFound` (404)."""
         storage = await self._open_unreachable()
 
         with pytest.raises(StorageUnavailable):
@@ -180,20 +193,32 @@ class RemoteStorageContract(StorageContract):
             await storage.delete(new_session_id())
 
     @pytest.mark.parametrize("when", WHENS)
-    async def test_no_store_succeeds_in_an_outage(self, when: When) -> None:
-        """`StorageUnavailable`, and the caller's session stays as it is."""
+    async def test_store_fails_in_an_outage(self, when: When) -> None:
+        """It raises `StorageUnavailable`, and the caller's session does not change."""
         storage = await self._open_unreachable()
         session = new_session(revision="of an earlier write")
 
         with unchanged(session), pytest.raises(StorageUnavailable):
             await storage.store(session, when=when)
 
-    async def test_an_outage_does_not_tell_secrets(self) -> None:
-        """No id and no content in what the errors of a driver say."""
+    async def test_only_writes_are_in_doubt(self) -> None:
+        """`in_doubt` is a bool on each `StorageUnavailable`, and False on that of a load."""
         storage = await self._open_unreachable()
-        hint = "hush" + new_session_id()
-        session = new_session(data=hint, principal=hint)
-        session.id = hint
+
+        with pytest.raises(StorageUnavailable) as store:
+            await storage.store(new_session())
+        with pytest.raises(StorageUnavailable) as load:
+            await storage.load(new_session_id())
+
+        assert isinstance(store.value.in_doubt, bool)
+        assert load.value.in_doubt is False
+
+    async def test_outage_errors_hold_no_secrets(self) -> None:
+        """No id and no content is in an error, nor in a driver's error that it is chained to."""
+        storage = await self._open_unreachable()
+        secret = "hush" + new_session_id()
+        session = new_session(data=secret, principal=secret)
+        session.id = secret
         errors: list[SessionError] = []
 
         for when in When:
@@ -201,13 +226,13 @@ class RemoteStorageContract(StorageContract):
                 await storage.store(session, when=when)
             errors.append(raised.value)
         with pytest.raises(StorageUnavailable) as raised:
-            await storage.load(hint)
+            await storage.load(secret)
         errors.append(raised.value)
 
-        assert [text for error in errors for text in everything_said(error) if hint in text] == []
+        assert [text for error in errors for text in texts_of(error) if secret in text] == []
 
-    async def test_a_storage_closes_in_an_outage(self) -> None:
-        """Closing needs no backend."""
+    async def test_storage_closes_in_an_outage(self) -> None:
+        """`aclose` needs no backend."""
         storage = await self._open_unreachable()
         with pytest.raises(StorageUnavailable):
             await storage.load(new_session_id())

@@ -1,4 +1,4 @@
-"""What storages refuse, what they cannot read, and what their errors say, and do not say."""
+"""Tests of bad input, unreadable records, and errors."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,34 +8,42 @@ from typing import Any
 import msgspec
 import pytest
 
-from ..codec import JsonCodec, MsgpackCodec
+from ..codec import JsonCodec
 from ..errors import (
     CorruptSession,
     InvalidSession,
+    InvalidSessionId,
     SessionConflict,
     SessionError,
     SessionExists,
     SessionNotFound,
+    SessionRotated,
     StorageClosed,
+    StorageMisused,
     StorageUnavailable,
 )
 from ..session import Session, new_session_id
 from ..storage import Storage, When
-from ._harness import Harness, SpoilingCodec, content, new_session, unchanged
+from ._harness import Harness, content, new_session, unchanged
+from ._spoiling import UNREADABLE, SpoilingCodec, reader_of_floats
 
-_STATUS: list[tuple[type[SessionError], int, type[Exception]]] = [
-    (InvalidSession, 400, ValueError),
-    (SessionNotFound, 404, LookupError),
-    (SessionExists, 409, SessionError),
-    (SessionConflict, 409, SessionError),
-    (CorruptSession, 500, SessionError),
-    (StorageClosed, 503, SessionError),
-    (StorageUnavailable, 503, SessionError),
-]
+# Of each class, before its base: the status, and the built-in base.
+_STATUS: dict[type[SessionError], tuple[int, type[Exception]]] = {
+    InvalidSessionId: (400, ValueError),
+    InvalidSession: (500, ValueError),
+    SessionNotFound: (404, LookupError),
+    SessionExists: (409, SessionError),
+    SessionRotated: (409, SessionConflict),
+    SessionConflict: (409, SessionError),
+    CorruptSession: (500, SessionError),
+    StorageClosed: (503, SessionError),
+    StorageMisused: (500, RuntimeError),
+    StorageUnavailable: (503, SessionError),
+}
 
 _NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - that is the point
 
-_BAD_IDS = {
+_MALFORMED_IDS = {
     "empty": "",
     "too-long": "a" * 257,
     "space": "a b",
@@ -67,73 +75,63 @@ _UNSTORABLE: dict[str, Callable[[], dict[str, Any]]] = {
     "too-large-data": lambda: {"data": "x" * 1_000},
     "too-large-metadata": lambda: {"metadata": {"a": "x" * 1_000}},
 }
+_malformed_ids = pytest.mark.parametrize("id", _MALFORMED_IDS.values(), ids=_MALFORMED_IDS)
+_unstorable = pytest.mark.parametrize("fields", _UNSTORABLE.values(), ids=_UNSTORABLE)
+_unreadable = pytest.mark.parametrize("spoil", UNREADABLE.values(), ids=UNREADABLE)
 
 
-def _truncated(session: Session[Any]) -> bytes:
-    return JsonCodec[Any]().encode(session)[:-1]
-
-
-def _swapped(session: Session[Any]) -> bytes:
-    other = msgspec.structs.replace(session, id=new_session_id())
-    return JsonCodec[Any]().encode(other)
-
-
-_UNREADABLE: dict[str, Callable[[Session[Any]], bytes]] = {
-    "empty": lambda _: b"",
-    "null": lambda _: b"null",
-    "empty-object": lambda _: b"{}",
-    "garbage": lambda _: b"\x80\xff\0",
-    "truncated": _truncated,
-    "another-format": MsgpackCodec[Any]().encode,
-    "another-session": _swapped,
-    "another-type": lambda session: JsonCodec[Any]().encode(
-        msgspec.structs.replace(session, data=["no number"])
-    ),
-}
-_unreadable = pytest.mark.parametrize(
-    "spoil", [pytest.param(spoil, id=id) for id, spoil in _UNREADABLE.items()]
-)
-
-
-def everything_said(error: BaseException) -> Iterator[str]:
-    """All the text of an error and of whatever it is chained to."""
+def texts_of(error: BaseException) -> Iterator[str]:
+    """Yield the texts of an error and of the errors that it is chained to."""
     yield str(error)
     yield repr(error)
     yield from getattr(error, "__notes__", ())
     chained = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if chained is not None:
-        yield from everything_said(chained)
+        yield from texts_of(chained)
     if isinstance(error, BaseExceptionGroup):
-        for one in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - a group of whatever
-            yield from everything_said(one)  # pyright: ignore[reportUnknownArgumentType]
+        for one in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - a group of any errors
+            yield from texts_of(one)  # pyright: ignore[reportUnknownArgumentType] - as above
 
 
 class Refusing(Harness):
-    """Bad input, bad records, and errors."""
+    """Bad input, unreadable records, and errors."""
 
-    @pytest.mark.parametrize("id", _BAD_IDS.values(), ids=_BAD_IDS)
-    async def test_a_bad_id_cannot_be_stored(self, id: str) -> None:
-        """Whatever is not 1 to 256 visible ASCII characters is `InvalidSession`, at any `When`."""
+    @_malformed_ids
+    async def test_malformed_id_cannot_be_stored(self, id: str) -> None:
+        """An id that is not 1 to 256 visible ASCII characters raises `InvalidSessionId`."""
         storage = await self.open()
         session = Session[Any](id=id, data="something")
 
         for when in When:
-            with unchanged(session), pytest.raises(InvalidSession):
+            with unchanged(session), pytest.raises(InvalidSessionId):
                 await storage.store(session, when=when)
 
-    @pytest.mark.parametrize("id", _BAD_IDS.values(), ids=_BAD_IDS)
-    async def test_a_bad_id_cannot_be_asked_for(self, id: str) -> None:
-        """Such an id is a mistake of the client's, other than an unknown one."""
+    @_malformed_ids
+    async def test_malformed_id_cannot_be_looked_up(self, id: str) -> None:
+        """A malformed id raises `InvalidSessionId`, not `SessionNotFound`."""
         storage = await self.open()
 
-        with pytest.raises(InvalidSession):
+        with pytest.raises(InvalidSessionId):
             await storage.load(id)
-        with pytest.raises(InvalidSession):
+        with pytest.raises(InvalidSessionId):
             await storage.delete(id)
 
-    @pytest.mark.parametrize("fields", _UNSTORABLE.values(), ids=_UNSTORABLE)
-    async def test_what_cannot_be_stored_is_not(self, fields: Callable[[], dict[str, Any]]) -> None:
-        """Naive dates, unencodable and too large data: `InvalidSession`, and nothing is stored."""
+    @pytest.mark.parametrize("id", [None, 1, b"id"], ids=repr)
+    async def test_id_that_is_not_a_string_is_a_type_error(self, id: Any) -> None:
+        """Such an id is a mistake in the program, not in a client's request."""
+        storage = await self.open()
+
+        for verb in (storage.load, storage.delete):
+            with pytest.raises(TypeError):
+                await verb(id)
+        with pytest.raises(TypeError):
+            await storage.store(Session(id=id))
+
+    @_unstorable
+    async def test_unstorable_session_is_not_stored(
+        self, fields: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Naive dates, unencodable data and too large data raise `InvalidSession`."""
         storage = await self.open(codec=JsonCodec(max_bytes=1_000))
         session = new_session(**fields())
 
@@ -143,11 +141,11 @@ class Refusing(Harness):
         with pytest.raises(SessionNotFound):
             await storage.load(session.id)
 
-    @pytest.mark.parametrize("fields", _UNSTORABLE.values(), ids=_UNSTORABLE)
-    async def test_what_cannot_be_stored_overwrites_nothing(
+    @_unstorable
+    async def test_unstorable_session_overwrites_nothing(
         self, fields: Callable[[], dict[str, Any]]
     ) -> None:
-        """The session that was there is still there, as it was."""
+        """The stored session remains, with its content."""
         storage = await self.open(codec=JsonCodec(max_bytes=1_000))
         stored = new_session(data="in order")
         await storage.store(stored)
@@ -159,64 +157,65 @@ class Refusing(Harness):
 
         assert content(await storage.load(stored.id)) == content(stored)
 
-    async def test_default_codecs_limit_the_size(self) -> None:
-        """Without a codec of its own, a storage takes no more than a mebibyte or so."""
+    async def test_default_codec_limits_the_size(self) -> None:
+        """A storage that is made without a codec refuses two megabytes."""
         storage = await self.open()
         session = new_session(data="x" * 2_000_000)
 
         with unchanged(session), pytest.raises(InvalidSession):
             await storage.store(session)
 
-    async def _spoilt(
+    async def _store_unreadable(
         self, spoil: Callable[[Session[Any]], bytes]
     ) -> tuple[Storage[Any], Session[Any]]:
-        """A storage and a session in it that cannot be read; what is stored from now on can."""
-        codec = SpoilingCodec(spoil, reader=JsonCodec(float))
+        """Store a session that cannot be read. Later writes of the storage can be read."""
+        codec = reader_of_floats()
         storage = await self.open(codec=codec)
         session = new_session(data=1.5)
+        codec.spoil = spoil
         await storage.store(session)
         codec.spoil = None
         return storage, session
 
     @_unreadable
-    async def test_an_unreadable_record_is_corrupt(
+    async def test_unreadable_record_is_corrupt(
         self, spoil: Callable[[Session[Any]], bytes]
     ) -> None:
-        """Never an empty session, never someone else's, and not "not found" either."""
-        storage, session = await self._spoilt(spoil)
+        """A load raises `CorruptSession`; it returns neither an empty nor another session."""
+        storage, session = await self._store_unreadable(spoil)
 
         for _ in range(2):
             with pytest.raises(CorruptSession):
                 await storage.load(session.id)
 
     @_unreadable
-    async def test_an_unreadable_record_can_be_overwritten(
+    async def test_unreadable_record_can_be_overwritten(
         self, spoil: Callable[[Session[Any]], bytes]
     ) -> None:
-        """`ALWAYS` means always."""
-        storage, session = await self._spoilt(spoil)
+        """`ALWAYS` writes over it."""
+        storage, session = await self._store_unreadable(spoil)
 
         await storage.store(session)
 
         assert content(await storage.load(session.id)) == content(session)
 
     @_unreadable
-    async def test_an_unreadable_record_can_be_deleted(
+    async def test_unreadable_record_can_be_deleted(
         self, spoil: Callable[[Session[Any]], bytes]
     ) -> None:
-        """It is there, so `delete` says True."""
-        storage, session = await self._spoilt(spoil)
+        """`delete` removes it and returns True."""
+        storage, session = await self._store_unreadable(spoil)
 
         assert await storage.delete(session.id) is True
         with pytest.raises(SessionNotFound):
             await storage.load(session.id)
 
     @_unreadable
-    async def test_an_unreadable_record_is_not_absent(
+    async def test_unreadable_record_is_not_absent(
         self, spoil: Callable[[Session[Any]], bytes]
     ) -> None:
-        """`ABSENT` does not write over it, whether the storage reads it or only sees it."""
-        storage, session = await self._spoilt(spoil)
+        """`ABSENT` does not write over it, whether or not the storage decodes it."""
+        storage, session = await self._store_unreadable(spoil)
 
         with unchanged(session), pytest.raises((SessionExists, CorruptSession)):
             await storage.store(session, when=When.ABSENT)
@@ -224,8 +223,8 @@ class Refusing(Harness):
         with pytest.raises(CorruptSession):
             await storage.load(session.id)
 
-    async def test_a_codec_has_the_last_word_on_what_it_reads(self) -> None:
-        """`CorruptSession` and `InvalidSession` that a codec raises reach the caller."""
+    async def test_errors_of_a_codec_reach_the_caller(self) -> None:
+        """A `CorruptSession` or `InvalidSession` that a codec raises keeps its message."""
         codec = SpoilingCodec()
         storage = await self.open(codec=codec)
         session = new_session()
@@ -238,56 +237,56 @@ class Refusing(Harness):
         with unchanged(session), pytest.raises(InvalidSession, match="not like this"):
             await storage.store(session)
 
-    async def _provoke(self, hint: str) -> list[Exception]:
-        """The errors of every mistake that one can make with any storage.
+    async def _errors(self, secret: str) -> list[Exception]:
+        """Provoke the errors of every mistake that is possible with any storage.
 
-        `hint` stands in every field of every session involved. Whether each mistake is an error is
-        for other tests to say.
+        Each field of each session holds `secret`. Other tests check that each mistake is an error.
         """
         errors: list[Exception] = []
 
         async def provoke(verb: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
             try:
                 await verb(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whichever it is, it must not tell
+            except Exception as error:  # noqa: BLE001 - the tests judge its class
                 errors.append(error)
 
-        def secret(suffix: str = "", **fields: Any) -> Session[Any]:
-            given: dict[str, Any] = {"metadata": {hint: hint}, "data": {hint: hint}}
-            id = f"{hint}{new_session_id()}{suffix}"
-            return Session(id=id, principal=hint, **(given | fields))
+        def session(suffix: str = "", **fields: Any) -> Session[Any]:
+            given: dict[str, Any] = {"metadata": {secret: secret}, "data": {secret: secret}}
+            id = f"{secret}{new_session_id()}{suffix}"
+            return Session(id=id, principal=secret, **(given | fields))
 
         storage = await self.open()
-        stored, stale, never = secret(), secret(), secret()
+        stored, stale, never = session(), session(), session()
         await storage.store(stored)
         await storage.store(stale)
         await storage.store(await storage.load(stale.id))
 
         for verb in (storage.load, storage.delete):
             for suffix in (" ", "\n", "\xe9", "\ud800", "x" * 257):
-                await provoke(verb, hint + suffix)
-        for session in (
-            secret("\xe9"),
-            secret(data={hint: object()}),
-            secret(data={hint: hint + "\ud800"}),
-            secret(metadata={hint: hint + "\ud800"}),
-            secret(data=hint * 300_000),
-            secret(expires_at=_NAIVE),
+                await provoke(verb, secret + suffix)
+        for unstorable in (
+            session("\xe9"),
+            session(data={secret: object()}),
+            session(data={secret: secret + "\ud800"}),
+            session(metadata={secret: secret + "\ud800"}),
+            session(data=secret * 300_000),
+            session(expires_at=_NAIVE),
         ):
-            await provoke(storage.store, session)
+            await provoke(storage.store, unstorable)
         await provoke(storage.load, never.id)
         await provoke(storage.store, never, when=When.PRESENT)
         await provoke(storage.store, never, when=When.UNCHANGED)
         await provoke(storage.store, stored, when=When.ABSENT)
         await provoke(storage.store, stale, when=When.UNCHANGED)
-        for spoil in (
-            *_UNREADABLE.values(),
-            lambda _: hint.encode(),
-            lambda session: msgspec.json.encode({"id": session.id, "metadata": {hint: [hint]}}),
-            lambda session: msgspec.json.encode({"id": session.id, "created_at": hint}),
+        codec = reader_of_floats()
+        reader = await self.open(codec=codec)
+        for codec.spoil in (
+            *UNREADABLE.values(),
+            lambda _: secret.encode(),
+            lambda session: msgspec.json.encode({"id": session.id, "metadata": {secret: [secret]}}),
+            lambda session: msgspec.json.encode({"id": session.id, "created_at": secret}),
         ):
-            reader = await self.open(codec=SpoilingCodec(spoil, reader=JsonCodec(float)))
-            unreadable = secret()
+            unreadable = session()
             await reader.store(unreadable)
             await provoke(reader.load, unreadable.id)
         await storage.aclose()
@@ -295,36 +294,32 @@ class Refusing(Harness):
         await provoke(storage.store, stored)
         return errors
 
-    async def test_errors_say_which_status_to_answer_with(self) -> None:
-        """Each class has its HTTP status, and is what Python programs expect of such an error."""
-        errors = await self._provoke("hint")
-
-        for error in errors:
+    async def test_errors_have_a_status(self) -> None:
+        """Each error is one of the package's classes, with its HTTP status and built-in base."""
+        for error in await self._errors("secret"):
             assert isinstance(error, SessionError)
-            assert [
-                error.status == status and isinstance(error, base)
-                for kind, status, base in _STATUS
-                if isinstance(error, kind)
-            ] == [True]
+            kind = next(kind for kind in _STATUS if isinstance(error, kind))
+            status, base = _STATUS[kind]
+            assert (kind, error.status, isinstance(error, base)) == (kind, status, True)
 
-    async def test_errors_do_not_tell_secrets(self) -> None:
-        """No id and no content in an error, in what it is chained to, or in a log."""
-        hint = "hush" + new_session_id()
+    async def test_errors_hold_no_secrets(self) -> None:
+        """No id and no content is in an error, nor in an error that it is chained to."""
+        secret = "hush" + new_session_id()
 
-        errors = await self._provoke(hint)
+        errors = await self._errors(secret)
 
-        assert [text for error in errors for text in everything_said(error) if hint in text] == []
+        assert [text for error in errors for text in texts_of(error) if secret in text] == []
 
-    async def test_logs_do_not_tell_secrets(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Whatever a storage logs, at any level, holds no id and no content."""
+    async def test_logs_hold_no_secrets(self, caplog: pytest.LogCaptureFixture) -> None:
+        """No log record, at any level, holds an id or content."""
         caplog.set_level(logging.DEBUG)
-        hint = "hush" + new_session_id()
+        secret = "hush" + new_session_id()
 
-        await self._provoke(hint)
+        await self._errors(secret)
 
-        assert hint not in caplog.text
+        assert secret not in caplog.text
 
-    async def test_storages_do_not_show_sessions(self) -> None:
+    async def test_repr_holds_no_sessions(self) -> None:
         """The `repr` of a storage holds no id and no content."""
         storage = await self.open()
         session = new_session(data="hush", created_at=datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""What goes in comes out: fields, types, copies, revisions, and the four conditions of a write."""
+"""Tests of storing and loading: fields, types, copies, revisions, and conditional writes."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -31,7 +31,7 @@ class Address(msgspec.Struct):
 
 
 class Profile(msgspec.Struct):
-    """Application data of many types."""
+    """An application's data, of many types."""
 
     name: str
     joined: datetime
@@ -43,7 +43,7 @@ class Profile(msgspec.Struct):
 
 
 async def begin(storage: Storage[Any], when: When) -> Session[Any]:
-    """A session for which a store under this condition will succeed."""
+    """Make a session that can be stored with `when`; store it first if `when` needs one."""
     session = new_session(data="first")
     if when is not When.ABSENT:
         await storage.store(session)
@@ -51,7 +51,7 @@ async def begin(storage: Storage[Any], when: When) -> Session[Any]:
 
 
 async def absent(harness: Harness, storage: Storage[Any], state: str) -> Session[Any]:
-    """A session that is not there, for the reason that `state` names."""
+    """Make a session that is absent, for the reason that `state` names."""
     session = new_session(data="first")
     if state == "past-deadline":
         session.expires_at = harness.now() + timedelta(seconds=harness.unit)
@@ -70,11 +70,11 @@ async def absent(harness: Harness, storage: Storage[Any], state: str) -> Session
 
 
 class Storing(Harness):
-    """Storing and loading, time apart."""
+    """Storing and loading, apart from expiry."""
 
     @pytest.mark.parametrize("codec", [None, JsonCodec(), MsgpackCodec()], ids=repr)
     async def test_every_field_comes_back(self, codec: Codec[Any] | None) -> None:
-        """A loaded session equals the stored one, field for field, whatever the codec."""
+        """A loaded session equals the stored one, field for field, with each codec."""
         storage = await self.open(codec=codec)
         session = Session(
             id=new_session_id(),
@@ -92,7 +92,7 @@ class Storing(Harness):
         assert await storage.load(session.id) == session
 
     async def test_defaults_come_back(self) -> None:
-        """A session of nothing but an id comes back with its defaults, not with nulls."""
+        """A session that has only an id comes back with its defaults, not with nulls."""
         storage = await self.open()
         session = new_session()
 
@@ -109,8 +109,8 @@ class Storing(Harness):
         [None, False, 0, "", [], {}, -(2**63), 2**63, 0.1, 1e300, "\0\r\n\t", "😀", "x" * 500_000],
         ids=lambda data: f"{type(data).__name__}-{str(data)[:8]!a}",
     )
-    async def test_data_comes_back_as_it_was(self, data: object) -> None:
-        """Falsy, extreme, odd and large data come back as the same value of the same type."""
+    async def test_data_comes_back_unchanged(self, data: object) -> None:
+        """Falsy, extreme and large data come back as the same value of the same type."""
         storage = await self.open()
         session = new_session(data=data)
 
@@ -122,7 +122,7 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("codec", [JsonCodec(Profile), MsgpackCodec(Profile)], ids=repr)
     async def test_typed_data_comes_back_typed(self, codec: Codec[Any]) -> None:
-        """Data of a codec's data type comes back as that type, all the way down."""
+        """Data of a codec's data type comes back as that type, nested parts included."""
         storage = await self.open(codec=codec)
         parent = Profile("B", datetime(1950, 1, 1, tzinfo=UTC), b"", set(), (0, 0.0), {})
         profile = Profile(
@@ -154,7 +154,7 @@ class Storing(Harness):
         ],
     )
     async def test_every_valid_id_works(self, id: str) -> None:
-        """Ids are 1 to 256 visible ASCII characters, and none of these means anything."""
+        """Ids are 1 to 256 visible ASCII characters, without any special ones."""
         storage = await self.open()
         session = Session(id=id, data="mine")
 
@@ -177,7 +177,7 @@ class Storing(Harness):
         ]
 
     async def test_dates_come_back_in_utc(self) -> None:
-        """A date of another zone comes back as the same moment in UTC."""
+        """A date in another zone comes back as the same moment in UTC."""
         storage = await self.open()
         zone = timezone(timedelta(hours=-5, minutes=-30))
         session = new_session(
@@ -193,8 +193,8 @@ class Storing(Harness):
         assert dates == [session.created_at, session.updated_at, session.expires_at]
         assert [date and date.utcoffset() for date in dates] == [timedelta(0)] * 3
 
-    async def test_every_load_is_a_copy_of_its_own(self) -> None:
-        """What one caller does to a loaded session is nothing to the next one."""
+    async def test_each_load_returns_a_copy(self) -> None:
+        """A change of a loaded session does not reach the next caller."""
         storage = await self.open()
         session = new_session(metadata={"a": "1"}, data={"list": [1]})
         await storage.store(session)
@@ -202,13 +202,12 @@ class Storing(Harness):
         first = await storage.load(session.id)
         first.kind = "changed"
         first.metadata["b"] = "2"
-        assert first.data is not None
         first.data["list"].append(2)
 
         assert content(await storage.load(session.id)) == content(session)
 
-    async def test_what_is_stored_is_a_copy(self) -> None:
-        """Changing a session after it was stored does not change what is stored."""
+    async def test_store_keeps_a_copy(self) -> None:
+        """A change of the caller's object after the store does not reach the storage."""
         storage = await self.open()
         data = {"list": [1]}
         session = new_session(kind="web", metadata={"a": "1"}, data=data)
@@ -221,8 +220,8 @@ class Storing(Harness):
 
         assert (loaded.kind, loaded.metadata, loaded.data) == ("web", {"a": "1"}, {"list": [1]})
 
-    async def test_overwriting_replaces_the_whole_session(self) -> None:
-        """Nothing of the former session shines through."""
+    async def test_overwriting_replaces_every_field(self) -> None:
+        """Nothing of the earlier session remains."""
         storage = await self.open()
         session = new_session(
             kind="web", principal="someone", metadata={"a": "1", "b": "2"}, data={"c": 3}
@@ -236,7 +235,7 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("when", WHENS)
     async def test_store_stamps_a_fresh_revision(self, when: When) -> None:
-        """Every successful write puts a new revision on the caller's object: the stored one."""
+        """Every write stamps the caller's object with a new revision, the stored one."""
         storage = await self.open()
         session = await begin(storage, when)
         before = session.revision
@@ -249,7 +248,7 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("when", WHENS)
     async def test_store_changes_only_the_revision(self, when: When) -> None:
-        """A write leaves every other field of the caller's object as it was."""
+        """A write changes no other field of the caller's object."""
         storage = await self.open()
         session = await begin(storage, when)
         before = msgspec.structs.asdict(session)
@@ -259,7 +258,7 @@ class Storing(Harness):
         assert msgspec.structs.asdict(session) == before | {"revision": session.revision}
 
     async def test_revisions_never_repeat(self) -> None:
-        """Not for equal content, not for another session."""
+        """Equal content gets another revision, and so does another session."""
         storage = await self.open()
         first, second = new_session(), new_session()
         revisions: list[str] = []
@@ -270,8 +269,8 @@ class Storing(Harness):
 
         assert len(set(revisions)) == len(revisions)
 
-    async def test_loading_keeps_the_revision(self) -> None:
-        """A load is no write: the next one sees the same revision, and so does `UNCHANGED`."""
+    async def test_load_keeps_the_revision(self) -> None:
+        """A load does not change the revision that `UNCHANGED` compares."""
         storage = await self.open()
         session = await begin(storage, When.UNCHANGED)
 
@@ -282,7 +281,7 @@ class Storing(Harness):
         assert len(set(revisions)) == 1
 
     async def test_load_of_an_unknown_id_is_not_found(self) -> None:
-        """There is no such thing as an empty session."""
+        """It raises `SessionNotFound` and does not make an empty session."""
         storage = await self.open()
 
         with pytest.raises(SessionNotFound):
@@ -290,8 +289,8 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("when", CREATES)
     @pytest.mark.parametrize("state", ABSENT_STATES)
-    async def test_where_there_is_none_a_write_creates(self, state: str, when: When) -> None:
-        """`ALWAYS` and `ABSENT` write where a session is absent, for whatever reason it is."""
+    async def test_absent_session_can_be_created(self, state: str, when: When) -> None:
+        """`ALWAYS` and `ABSENT` write where a session is absent, for each reason."""
         storage = await self.open(ttl=self.ttl)
         session = await absent(self, storage, state)
         session.data = "second"
@@ -302,10 +301,8 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("when", NEEDS_ONE)
     @pytest.mark.parametrize("state", ABSENT_STATES)
-    async def test_where_there_is_none_a_write_that_needs_one_is_not_found(
-        self, state: str, when: When
-    ) -> None:
-        """`PRESENT` and `UNCHANGED` bring nothing back that is absent, for whatever reason."""
+    async def test_absent_session_cannot_be_overwritten(self, state: str, when: When) -> None:
+        """`PRESENT` and `UNCHANGED` do not revive a session that is absent, for each reason."""
         storage = await self.open(ttl=self.ttl)
         session = await absent(self, storage, state)
 
@@ -316,8 +313,8 @@ class Storing(Harness):
             await storage.load(session.id)
 
     @pytest.mark.parametrize("when", OVERWRITES)
-    async def test_where_there_is_one_a_write_overwrites(self, when: When) -> None:
-        """All but `ABSENT` write over what the caller has stored, again and again."""
+    async def test_present_session_can_be_overwritten(self, when: When) -> None:
+        """`ALWAYS`, `PRESENT` and `UNCHANGED` write over the caller's last write."""
         storage = await self.open()
         session = await begin(storage, when)
 
@@ -327,8 +324,8 @@ class Storing(Harness):
 
         assert content(await storage.load(session.id)) == content(session)
 
-    async def test_absent_refuses_where_there_is_one(self) -> None:
-        """`ABSENT` raises `SessionExists`, though it be the very same session."""
+    async def test_absent_refuses_a_present_session(self) -> None:
+        """`ABSENT` raises `SessionExists`, also for the stored object itself."""
         storage = await self.open()
         session = await begin(storage, When.ALWAYS)
         stored = await storage.load(session.id)
@@ -339,12 +336,12 @@ class Storing(Harness):
 
         assert content(await storage.load(session.id)) == content(stored)
 
-    async def test_unchanged_refuses_what_was_rewritten(self) -> None:
-        """`UNCHANGED` raises `SessionConflict`: a lost update is an error, never silent."""
+    async def test_unchanged_refuses_a_rewritten_session(self) -> None:
+        """`UNCHANGED` raises `SessionConflict`, so no update is lost silently."""
         storage = await self.open()
         stale = await begin(storage, When.UNCHANGED)
         other = await storage.load(stale.id)
-        other.data = "theirs"
+        other.data = "other"
         await storage.store(other, when=When.UNCHANGED)
         stale.data = "ours"
 
@@ -354,7 +351,7 @@ class Storing(Harness):
         assert content(await storage.load(stale.id)) == content(other)
 
     async def test_unchanged_compares_revisions_not_content(self) -> None:
-        """An equal session that was written again is another revision."""
+        """A session that was written again with equal content has another revision."""
         storage = await self.open()
         stale = await begin(storage, When.UNCHANGED)
         await storage.store(await storage.load(stale.id))
@@ -362,8 +359,8 @@ class Storing(Harness):
         with unchanged(stale), pytest.raises(SessionConflict):
             await storage.store(stale, when=When.UNCHANGED)
 
-    async def test_unchanged_refuses_what_was_created_anew(self) -> None:
-        """A session that was deleted and created again is not the one that was loaded."""
+    async def test_unchanged_refuses_a_recreated_session(self) -> None:
+        """A session that was deleted and created again has another revision."""
         storage = await self.open()
         stale = await begin(storage, When.UNCHANGED)
         await storage.delete(stale.id)
@@ -375,8 +372,8 @@ class Storing(Harness):
 
         assert content(await storage.load(stale.id)) == content(anew)
 
-    async def test_unchanged_refuses_an_object_that_was_never_stored(self) -> None:
-        """The empty revision matches nothing."""
+    async def test_unchanged_refuses_an_unstored_object(self) -> None:
+        """An empty revision matches no stored session."""
         storage = await self.open()
         stored = await begin(storage, When.UNCHANGED)
         stranger = Session(id=stored.id, data="stranger")
@@ -388,7 +385,7 @@ class Storing(Harness):
 
     @pytest.mark.parametrize("when", [When.ALWAYS, When.PRESENT], ids=lambda when: when.name)
     async def test_unconditional_writes_ignore_the_revision(self, when: When) -> None:
-        """`ALWAYS` and `PRESENT` overwrite what was rewritten meanwhile."""
+        """`ALWAYS` and `PRESENT` overwrite a session that was written since it was loaded."""
         storage = await self.open()
         stale = await begin(storage, when)
         await storage.store(await storage.load(stale.id))
@@ -398,8 +395,8 @@ class Storing(Harness):
 
         assert content(await storage.load(stale.id)) == content(stale)
 
-    async def test_writing_one_session_leaves_the_others(self) -> None:
-        """Sessions do not touch one another."""
+    async def test_writes_leave_other_sessions_alone(self) -> None:
+        """Overwriting or deleting one session does not change another."""
         storage = await self.open()
         bystander = await begin(storage, When.ALWAYS)
         session = await begin(storage, When.ALWAYS)
@@ -409,8 +406,8 @@ class Storing(Harness):
 
         assert content(await storage.load(bystander.id)) == content(bystander)
 
-    async def test_delete_says_whether_there_was_one(self) -> None:
-        """True for the call that removed it; then, and for what never was, False."""
+    async def test_delete_returns_whether_it_removed_a_session(self) -> None:
+        """True for the call that removed it; False afterwards, and for an unknown id."""
         storage = await self.open()
         session = await begin(storage, When.ALWAYS)
 
@@ -421,8 +418,8 @@ class Storing(Harness):
             await storage.load(session.id)
 
     @pytest.mark.parametrize("state", ABSENT_STATES)
-    async def test_delete_of_an_absent_session_is_false(self, state: str) -> None:
-        """A session that nobody can load is not there to be deleted either."""
+    async def test_delete_of_an_absent_session_returns_false(self, state: str) -> None:
+        """A session that cannot be loaded counts as absent, for each reason."""
         storage = await self.open(ttl=self.ttl)
         session = await absent(self, storage, state)
 

@@ -1,10 +1,10 @@
-"""What a load leaves behind: one event for every verb of a storage that was used.
+"""The history of a load: one event for each call of a storage's verb.
 
 Invariants:
 
-- Every attempt to write bears a token of its own, in the session's data. So whatever is found later
-  tells which attempt wrote it.
-- Moments are on the monotonic clock, which all processes of a machine share.
+- Each attempt to write puts a unique token into the session's data. So the data that a later
+  load finds names the attempt that wrote it.
+- Times are on the monotonic clock, which all processes of a machine share.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ UNAVAILABLE = "StorageUnavailable"
 
 LOAD = "load"
 DELETE = "delete"
-# Writes are called by their condition.
+# Writes have the names of their conditions.
 ABSENT = "absent"
 UNCHANGED = "unchanged"
 PRESENT = "present"
@@ -27,32 +27,33 @@ ALWAYS = "always"
 
 
 class Event(msgspec.Struct, array_like=True, omit_defaults=True):
-    """One use of a verb.
+    """One call of a verb.
 
     Attributes:
         verb: One of the names above.
-        id: The session's id.
-        start: When it began.
-        end: When it ended.
-        caller: Who used it, by number.
+        id: The id of the session.
+        start: The time at which the call began.
+        end: The time at which it ended.
+        client: The number of the client that called.
         outcome: `OK`, or the name of the error's class.
-        message: The error's message.
-        token: Of a write, its own; of a load, that of the write it has found.
-        before: Of an `UNCHANGED` write, the token of the write that it goes over.
-        count: How often the session had been changed, by what was written or found.
-        existed: What a delete has said.
-        late: Seconds by which it missed its deadline, without what the process itself is to blame
-            for.
-        flaws: What is wrong with it, whatever else happened.
+        message: The message of the error.
+        in_doubt: Whether the error says that the write may have been applied.
+        token: The token that a write stored, or that a load found.
+        before: The token that an `UNCHANGED` write replaces.
+        count: How often the session had been changed, according to the data written or found.
+        existed: The result of a delete.
+        late: Seconds from the deadline to the end, without delays of the event loop itself.
+        flaws: Broken promises that this call shows by itself.
     """
 
     verb: str
     id: str
     start: float
     end: float
-    caller: int = 0
+    client: int = 0
     outcome: str = OK
     message: str = ""
+    in_doubt: bool = False
     token: str = ""
     before: str = ""
     count: int = 0
@@ -62,29 +63,29 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
 
     @property
     def ok(self) -> bool:
-        """Whether it was acknowledged."""
+        """Whether the call succeeded."""
         return self.outcome == OK
 
     @property
-    def unknown(self) -> bool:
-        """Whether it may have been applied or not."""
+    def unavailable(self) -> bool:
+        """Whether the call failed with `StorageUnavailable`."""
         return self.outcome == UNAVAILABLE
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is stored under an id: the token of the write that did, and the count."""
+    """The data stored under an id: the token of the write, and the count."""
 
     token: str
     count: int
 
 
 def secret_of(id: str) -> str:
-    """What belongs to a session and to no other, and must not be told to anybody else."""
+    """A secret that belongs to one session. No other client may see it."""
     return hashlib.blake2b(id.encode(), key=b"secret", digest_size=16).hexdigest()
 
 
 def id_of(seed: str, *name: str | int) -> str:
-    """A session id that all who know the seed agree on."""
+    """Derive a session id from a name, so that all processes agree on it."""
     return hashlib.blake2b(repr(name).encode(), key=seed.encode(), digest_size=20).hexdigest()
 
 
@@ -94,10 +95,10 @@ def content(token: str, id: str, count: int) -> dict[str, Any]:
 
 
 def write(events: Iterable[Event], path: Path) -> None:
-    """Leave a journal in a file."""
+    """Write events to a file."""
     path.write_bytes(msgspec.msgpack.encode(list(events)))
 
 
 def read(path: Path) -> list[Event]:
-    """The journal in a file."""
+    """Read the events of a file."""
     return msgspec.msgpack.decode(path.read_bytes(), type=list[Event])

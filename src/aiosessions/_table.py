@@ -1,0 +1,197 @@
+"""Bounded table of bytes in memory: least-recently-used order, idle TTL, absolute deadlines.
+
+The table is synchronous. It knows neither event loops nor codecs nor sessions: `LocalStorage` adds
+those.
+
+Invariants:
+
+- An entry expires when it has been unused for the TTL, or at its deadline. `get` never returns an
+  expired entry. It stays in memory until it is swept, removed, overwritten or evicted.
+- `_entries` is in the order of last use. As all entries have one TTL, they go idle in this order.
+- `_deadlines` is a heap of the same entries. Each entry knows its place in the heap, so a changed
+  deadline moves the entry, and a removed entry leaves nothing behind.
+- Each operation, and each step of a sweep, takes O(log n) time.
+- Times are whole milliseconds: of the monotonic clock for use, of the wall clock for deadlines.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .storage import Clock, whole_milliseconds
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    key: str
+    value: bytes = b""
+    used_at: int = 0
+    deadline: float = math.inf
+    place: int = 0  # the index in the heap
+
+
+class Table:
+    """A bounded mapping from strings to bytes.
+
+    Args:
+        ttl: The time after which an unused entry expires, in milliseconds.
+        clock: The source of time.
+        max_entries: The most entries to keep.
+        max_bytes: The most bytes that all values together may have.
+
+    Attributes:
+        bytes: The size of all values together.
+        evictions: The number of live entries that were removed to make room.
+    """
+
+    def __init__(
+        self, *, ttl: int, clock: Clock, max_entries: int, max_bytes: float = math.inf
+    ) -> None:
+        self._ttl = ttl
+        self._clock = clock
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._deadlines = _Deadlines()
+        self.bytes = 0
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        """Return the number of entries in memory, expired ones included."""
+        return len(self._entries)
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value of a live entry, or None. This does not count as use."""
+        entry = self._entries.get(key)
+        return None if entry is None or self._is_expired(entry) else entry.value
+
+    def touch(self, key: str) -> None:
+        """Start a full TTL for an entry, and make it the most recently used.
+
+        Raises:
+            KeyError: There is no such entry.
+        """
+        self._entries[key].used_at = self._now()
+        self._entries.move_to_end(key)
+
+    def put(self, key: str, value: bytes, deadline: float = math.inf) -> None:
+        """Create or overwrite an entry, and start a full TTL.
+
+        A full table evicts entries past their deadline first, then the least recently used. A value
+        that is past its deadline or larger than `max_bytes` is not kept; the key is then removed.
+
+        Args:
+            key: The key.
+            value: The value.
+            deadline: The time at which the entry expires, in milliseconds since the epoch.
+        """
+        if deadline <= self._time() or len(value) > self._max_bytes:
+            self.remove(key)
+            return
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(key)
+            self._deadlines.add(entry)
+        self.bytes += len(value) - len(entry.value)
+        entry.value = value
+        if entry.deadline != deadline:
+            entry.deadline = deadline
+            self._deadlines.move(entry)
+        self.touch(key)
+        while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
+            self._evict()
+
+    def remove(self, key: str) -> bool:
+        """Remove an entry, and return whether it was live."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        was_live = not self._is_expired(entry)
+        self._drop(entry)
+        return was_live
+
+    def sweep(self, before: int | None = None) -> Iterator[None]:
+        """Remove the expired entries, one at each step.
+
+        The table may change between two steps. Entries that expire or are used after the first step
+        stay.
+
+        Args:
+            before: Remove the entries that were last used before this time instead, in milliseconds
+                since the epoch.
+        """
+        now, time = self._now(), self._time()
+        if before is None:
+            while self._deadlines and self._deadlines[0].deadline <= time:
+                self._drop(self._deadlines[0])
+                yield
+            age = self._ttl - 1
+        else:
+            age = max(-1, time - before)
+        while self._entries and now - self._oldest().used_at > age:
+            self._drop(self._oldest())
+            yield
+
+    def clear(self) -> None:
+        """Remove every entry."""
+        self._entries.clear()
+        self._deadlines.clear()
+        self.bytes = 0
+
+    def _now(self) -> int:
+        return whole_milliseconds(self._clock.monotonic())
+
+    def _time(self) -> int:
+        return whole_milliseconds(self._clock.time())
+
+    def _is_expired(self, entry: _Entry) -> bool:
+        return self._now() - entry.used_at >= self._ttl or entry.deadline <= self._time()
+
+    def _oldest(self) -> _Entry:
+        return next(iter(self._entries.values()))
+
+    def _evict(self) -> None:
+        victim = self._deadlines[0]
+        if victim.deadline > self._time():
+            victim = self._oldest()
+            self.evictions += not self._is_expired(victim)
+        self._drop(victim)
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.key]
+        self._deadlines.discard(entry)
+        self.bytes -= len(entry.value)
+
+
+class _Deadlines(list[_Entry]):
+    """A binary heap of entries, the nearest deadline first. An entry's `place` is its index."""
+
+    def add(self, entry: _Entry) -> None:
+        """Add an entry."""
+        entry.place = len(self)
+        self.append(entry)
+        self.move(entry)
+
+    def discard(self, entry: _Entry) -> None:
+        """Remove an entry. The last one takes its place."""
+        last = self.pop()
+        if last is not entry:
+            self[entry.place] = last
+            last.place = entry.place
+            self.move(last)
+
+    def move(self, entry: _Entry) -> None:
+        """Restore the order after the deadline of an entry has changed."""
+        while (place := entry.place) and entry.deadline < self[(place - 1) // 2].deadline:
+            self._swap(place, (place - 1) // 2)
+        while (place := 2 * entry.place + 1) < len(self):
+            if place + 1 < len(self) and self[place + 1].deadline < self[place].deadline:
+                place += 1
+            if entry.deadline <= self[place].deadline:
+                break
+            self._swap(place, entry.place)
+
+    def _swap(self, one: int, other: int) -> None:
+        self[one], self[other] = self[other], self[one]
+        self[one].place, self[other].place = one, other
