@@ -1,10 +1,12 @@
-"""The benchmarks behind the claims: `nox -s bench`, or `python -m benchmarks` from the root.
+"""The benchmarks behind the claims.
 
-From the bottom up:
+`nox -s bench` or `python -m benchmarks` runs them. From the bottom up:
 
-- `results` is what a run leaves behind, as JSON; `machine` says where it was measured.
-- `relay` counts and delays what passes between a client and a server; `servers` starts those.
-- `alternatives` are ways to load a session, `peers` other libraries; `workload` is what they load.
-- `measure` runs them: interleaved, repeated, warmed up.
-- `scenarios` has a module for each subcommand, and `tables`, `plots` and `page` show what it found.
+- `results` holds the figures of a run, as JSON; `machine` describes the computer.
+- `relay` counts and delays the bytes between a client and a server; `servers` starts servers.
+- `workload` makes sessions. `alternatives` are ways to load them, `clients` compares drivers with
+  the storage, and `peers` are other libraries.
+- `loops` runs an operation in a closed or an open loop; `arrivals` times the open loop, and
+  `client_process` gives a client a process. `measure` interleaves and repeats the runs.
+- `scenarios` has a module for each subcommand; `tables`, `plots` and `page` show its results.
 """

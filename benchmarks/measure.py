@@ -1,22 +1,18 @@
-"""Runs operations under load, and keeps the machine's moods out of comparisons, as well as can be.
+"""Measures alternatives side by side.
 
 Rules:
 
-- Alternatives are interleaved: every round runs each of them once, in another order, so that a slow
-  moment hits all alike. Ratios are taken within a round.
-- Each measurement is warmed up first. What is reported is the median of the rounds, with the
+- Alternatives are interleaved: every round runs each of them once, in another order, so that slow
+  moments of the machine hit all of them. Ratios are taken within a round.
+- Each measurement is warmed up first. The reported figure is the median of the rounds, with the
   lowest and the highest.
-- The load is a closed loop: so many callers, each of which waits for its answer and asks again.
+- Most scenarios measure in one process. Clients that are compared with others by their CPU have a
+  fresh process for each round.
 """
 
-import asyncio
-import gc
-import itertools
 import random
-import statistics
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,27 +27,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .client_process import ClientProcess, Job, Run, client_process
+from .loops import Measurement, Operation, closed_loop
 from .machine import Steadiness, environment
 from .results import Claim, Result, Row, stat
 
-Operation = Callable[[str], Awaitable[object]]
-"""Does something with the session of an id."""
-
-CALLERS = (1, 32, 256)
 T = TypeVar("T")
+
+Measured = list[tuple[Row, list[Measurement]]]
+"""Rows without figures, each with its measurement in every round."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How much to measure.
+class BenchSettings:
+    """The options of the command line.
 
     Attributes:
-        quick: Little, for a first look.
-        rounds: How often each measurement is repeated.
-        seconds: How long one takes.
-        url: The user's own server, or None for embedded ones.
-        server: Which embedded server, or None for a scenario's own choice.
-        loads: How many loads the memory scenario makes.
+        quick: Whether to measure little, for a first look.
+        rounds: The number of rounds.
+        seconds: The duration of one measurement.
+        url: The user's own server, or None for embedded servers.
+        server: The embedded server, or None for the choice of the scenario.
+        loads: The number of loads in the memory scenario.
     """
 
     quick: bool
@@ -63,25 +60,15 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One measurement: operations a second, and latencies in milliseconds."""
-
-    throughput: float
-    p50: float
-    p99: float
-    operations: int
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One thing to measure.
+    """One measurement in this process.
 
     Attributes:
-        labels: What tells its row from others.
-        operation: What to do.
-        ids: The sessions to do it with. Callers share none of them.
-        callers: How many do it at once.
-        warm_up: Seconds at least; what has long round trips needs more.
+        labels: The labels of its row.
+        operation: The operation.
+        ids: The sessions for it. Callers do not share any.
+        callers: The number of callers.
+        warm_up: The least duration of the warm-up; long round trips need more.
     """
 
     labels: Row
@@ -92,19 +79,19 @@ class Cell:
 
 
 class Bench(AbstractContextManager["Bench"]):
-    """What a scenario measures with: settings, a progress bar, and an eye on the machine.
+    """Settings, a progress bar, and a check of the machine, for a scenario.
 
     Args:
-        settings: How much to measure.
-        console: Where the progress is shown.
+        settings: The options of the command line.
+        console: The console for the progress bar.
     """
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    def __init__(self, settings: BenchSettings, console: Console) -> None:
         self.settings = settings
         self.console = console
         self.missing: dict[str, str] = {}
         self.steadiness = Steadiness()
-        # Refreshed by hand: a thread that draws would take time from what is measured.
+        # Refreshed by hand: a thread that draws would take time from the measurements.
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -139,19 +126,52 @@ class Bench(AbstractContextManager["Bench"]):
 
     async def interleaved(
         self, what: str, cells: Sequence[Cell], rounds: Iterable[int] | None = None
-    ) -> list[tuple[Cell, list[Sample]]]:
-        """Measure each cell once a round; the samples of a cell are in the order of the rounds."""
+    ) -> Measured:
+        """Measure each cell once a round, in this process."""
         numbers = list(range(self.settings.rounds) if rounds is None else rounds)
-        samples: list[list[Sample]] = [[] for _ in cells]
-        order = [
-            place
-            for number in numbers
-            for place in random.Random(number).sample(range(len(cells)), len(cells))  # noqa: S311
-        ]
+        samples: list[list[Measurement]] = [[] for _ in cells]
+        order = [place for number in numbers for place in _shuffled(len(cells), number)]
         for place in self.steps(what, order):
             self.steadiness.probe()
-            samples[place].append(await closed_loop(cells[place], self.settings.seconds))
-        return list(zip(cells, samples, strict=True))
+            cell = cells[place]
+            samples[place].append(
+                await closed_loop(
+                    cell.operation, cell.ids, cell.callers, self.settings.seconds, cell.warm_up
+                )
+            )
+        return [
+            (cell.labels | {"callers": cell.callers}, measured)
+            for cell, measured in zip(cells, samples, strict=True)
+        ]
+
+    @contextmanager
+    def client_processes(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, ClientProcess]]]:
+        """Open each client in a separate process; leave out missing clients."""
+        with ExitStack() as stack:
+            started = [(job, stack.enter_context(client_process(job))) for job in jobs]
+            present = []
+            for job, process in started:
+                if reason := process.missing():
+                    self.missing[f"{job.way} ({job.loop})"] = reason
+                else:
+                    present.append((job, process))
+            yield present
+
+    def interleaved_clients(
+        self,
+        what: str,
+        clients: Sequence[tuple[Job, ClientProcess]],
+        runs: Sequence[Run],
+        number: int,
+    ) -> Measured:
+        """Make every run once with each client, in random order."""
+        cells = [(job, process, run) for job, process in clients for run in runs]
+        measured: Measured = [(job.labels | run.labels, []) for job, _, run in cells]
+        for place in self.steps(what, _shuffled(len(cells), number)):
+            self.steadiness.probe()
+            _, process, run = cells[place]
+            measured[place][1].append(process.measure(run))
+        return measured
 
     def result(
         self,
@@ -163,7 +183,7 @@ class Bench(AbstractContextManager["Bench"]):
         packages: Sequence[str] = (),
         **settings: Any,
     ) -> Result:
-        """What was found, with where and how."""
+        """The result of a scenario, with the machine and the settings."""
         ours = self.settings
         return Result(
             scenario=scenario,
@@ -182,64 +202,42 @@ class Bench(AbstractContextManager["Bench"]):
         )
 
 
-async def closed_loop(cell: Cell, seconds: float) -> Sample:
-    """Run an operation for some seconds, from all callers at once."""
-    await _run(cell, max(cell.warm_up, 0.2 * seconds))
-    gc.collect()
-    latencies, elapsed = await _run(cell, seconds)
-    milliseconds = [latency * 1000 for latency in latencies]
-    # With a caller and a slow link there may be only a few.
-    percentiles = statistics.quantiles(milliseconds * 2, n=100, method="inclusive")
-    return Sample(
-        throughput=len(latencies) / elapsed,
-        p50=statistics.median(milliseconds),
-        p99=percentiles[98],
-        operations=len(latencies),
-    )
+def _shuffled(count: int, number: int) -> list[int]:
+    """The order of a round."""
+    return random.Random(number).sample(range(count), count)  # noqa: S311 - not a secret
 
 
-async def _run(cell: Cell, seconds: float) -> tuple[list[float], float]:
-    clock = time.perf_counter
-    operation = cell.operation
-    latencies: list[float] = []
-
-    async def call(ids: Iterable[str]) -> None:
-        began = clock()
-        for id in ids:
-            await operation(id)
-            now = clock()
-            latencies.append(now - began)
-            began = now
-            if now >= end:
-                break
-
-    mine = [itertools.cycle(cell.ids[number :: cell.callers]) for number in range(cell.callers)]
-    start = clock()
-    end = start + seconds
-    await asyncio.gather(*(call(ids) for ids in mine))
-    return latencies, clock() - start
+def merged(rounds: Iterable[Measured]) -> Measured:
+    """One list of measurements for each row, over all rounds."""
+    rows: dict[str, tuple[Row, list[Measurement]]] = {}
+    for measured in rounds:
+        for labels, samples in measured:
+            rows.setdefault(repr(labels), (labels, []))[1].extend(samples)
+    return list(rows.values())
 
 
-def rows(measured: Iterable[tuple[Cell, list[Sample]]]) -> list[Row]:
-    """The rows of what was measured."""
+def rows(measured: Measured) -> list[Row]:
+    """Rows with the figures of all rounds."""
     return [
-        cell.labels
-        | {"callers": cell.callers}
-        | {"throughput": stat(sample.throughput for sample in samples)}
-        | {"p50_ms": stat(sample.p50 for sample in samples)}
-        | {"p99_ms": stat(sample.p99 for sample in samples)}
-        for cell, samples in measured
+        labels
+        | {
+            "throughput": stat(sample.throughput for sample in samples),
+            "p50_ms": stat(sample.p50 for sample in samples),
+            "p99_ms": stat(sample.p99 for sample in samples),
+            "cpu_us": stat(sample.cpu_us for sample in samples),
+        }
+        for labels, samples in measured
     ]
 
 
 def ratios(
-    measured: Iterable[tuple[Cell, list[Sample]]], one: Row, other: Row, callers: int
+    measured: Measured, one: Row, other: Row, callers: int, figure: str = "throughput"
 ) -> list[float]:
-    """How many times the throughput of `other` that of `one` is, in each round."""
-    found = {}
-    for cell, samples in measured:
-        for labels in (one, other):
-            if cell.callers == callers and labels.items() <= cell.labels.items():
-                found[id(labels)] = samples
-    pairs = zip(found[id(one)], found[id(other)], strict=True)
-    return [first.throughput / second.throughput for first, second in pairs]
+    """The figure of `one` over that of `other`, in each round."""
+
+    def of(wanted: Row) -> list[float]:
+        wanted = wanted | {"callers": callers}
+        (samples,) = [each for labels, each in measured if wanted.items() <= labels.items()]
+        return [getattr(sample, figure) for sample in samples]
+
+    return [first / second for first, second in zip(of(one), of(other), strict=True)]

@@ -1,7 +1,7 @@
 """Keeps docs/benchmarks.md in step with the committed results.
 
-Between markers, which are HTML comments, everything is made from the JSON files; the rest is
-written by hand:
+The text between markers, which are HTML comments, is generated from the JSON files. The rest of the
+page is written by hand:
 
     <!-- results: load --> tables and pictures of a scenario <!-- /results -->
     <!-- claims: --> every claim of every scenario <!-- /claims -->
@@ -33,10 +33,15 @@ PICTURES: dict[str, dict[str, str]] = {
     "local": {"local-scaling": "LocalStorage from 1,000 to 1,000,000 sessions"},
     "codecs": {"codecs-time": "Time to encode and to decode over the size of a session"},
     "cas": {"cas-throughput": "Saves a second, with and without a condition"},
-    "shared": {"shared-throughput": "Loads a second, one shared connection beside drivers"},
+    "shared": {
+        "shared-summary": "Loads a second, and CPU for a load, beside two pools of redis.asyncio",
+        "shared-throughput": "Loads a second, one shared connection beside drivers",
+    },
+    "arrivals": {"arrivals-latency": "Latency and CPU of loads that arrive at random"},
+    "tls": {"tls-throughput": "Loads a second, and CPU for a load, over TLS"},
     "memory": {"memory-flat": "Memory of the process over the number of loads"},
 }
-"""The plots of each scenario, and what they show."""
+"""The plots of each scenario, with their texts."""
 
 
 def rewrite(found: Mapping[str, Result], page: Path = PAGE) -> None:
@@ -45,10 +50,10 @@ def rewrite(found: Mapping[str, Result], page: Path = PAGE) -> None:
 
 
 def rewritten(text: str, found: Mapping[str, Result]) -> str:
-    """A page's text with everything between markers made anew.
+    """Generate the text between all markers of a page anew.
 
     Raises:
-        KeyError: A fact is asked for that no result has.
+        KeyError: The page names a fact that is not in the results.
     """
 
     def fill(marked: re.Match[str]) -> str:

@@ -1,14 +1,14 @@
-"""Other libraries that keep sessions, and the drivers under them, each used as it is meant to be.
+"""Other libraries that keep sessions, and the drivers under them.
 
-Each does two things: `load` returns a session's data, decoded, and sees to it that the TTL is
-renewed, by whatever means the library has; `cycle` is a request: load, change one field, save.
-Everything that uses `redis.asyncio` gets a plain pool with a connection for every caller. Libraries
-are imported when they are opened, so that one that is missing spares the others.
+Each is used as its documentation shows, with two operations. `load` returns the decoded data of a
+session and renews its TTL in the way of the library. `cycle` is a request: load, change one field,
+save. Libraries over `redis.asyncio` get a plain pool with a connection for every caller. A library
+is imported when it is opened, so that a missing library does not disturb the others.
 
-What each lacks was read in the sources of the versions that the results name.
+The missing guarantees come from the sources of the versions that the results name.
 """
 
-# ruff: noqa: PLC0415 - a library that is missing must spare the others
+# ruff: noqa: PLC0415 - see above
 
 import json
 import time
@@ -22,8 +22,8 @@ from redis.asyncio import Redis
 
 from aiosessions import Session, When
 
-from .alternatives import storage_of
-from .measure import CALLERS, Operation
+from .clients import glide_client, storage_of
+from .loops import CALLERS, Operation
 from .workload import PREFIX, TTL, TTL_MS, key, opened, sealed
 
 Sessions = Sequence[Session[Any]]
@@ -31,7 +31,7 @@ Sessions = Sequence[Session[Any]]
 
 @dataclass(frozen=True)
 class Calls:
-    """What a peer does, once it is connected and has the sessions."""
+    """The operations of a connected peer that has the sessions."""
 
     load: Operation
     cycle: Operation
@@ -42,11 +42,11 @@ class Peer:
     """Another library.
 
     Attributes:
-        name: What it is called in JSON.
-        label: What people read.
-        package: The distribution whose version matters.
-        lacks: What it fails to guarantee, used as it is here.
-        open: Connects it to a server and stores the sessions in its own way.
+        name: Its name in JSON.
+        label: Its name in tables.
+        package: Its distribution, for the version.
+        lacks: The guarantees that it lacks, used as it is here.
+        open: Connects it to a server and stores the sessions in its own form.
     """
 
     name: str
@@ -110,7 +110,7 @@ async def _starsessions(url: str, sessions: Sessions) -> AsyncIterator[Calls]:
     from starsessions.stores.redis import RedisStore
 
     async with _pool(url) as client:
-        # What its middleware with rolling=True does around a request, without the cookies.
+        # The steps of its middleware with rolling=True around a request, without the cookies.
         store = RedisStore(connection=client, prefix=f"{PREFIX}starsessions:")
         serializer = JsonSerializer()
         lifetime = int(TTL)
@@ -147,12 +147,12 @@ async def _aiohttp_session(url: str, sessions: Sessions) -> AsyncIterator[Calls]
         name = f"{PREFIX}aiohttp"
         storage = RedisStorage(client, cookie_name=name, max_age=int(TTL))
         for session in sessions:
-            # An age that is counted from the creation of the session data must not end it.
+            # The age counts from `created` and must not end the session.
             data = {"created": int(time.time()), "session": _plain(session)}
             await client.set(f"{name}_{session.id}", json.dumps(data), ex=int(TTL))
 
         async def read(id: str) -> Kept:
-            # All that it looks at in a request are the cookies.
+            # It reads only the cookies of a request.
             request = cast("Request", SimpleNamespace(cookies={name: id}))
             return await storage.load_session(request)
 
@@ -233,41 +233,6 @@ async def _coredis(url: str, sessions: Sessions) -> AsyncIterator[Calls]:
 
 
 @asynccontextmanager
-async def glide_client(url: str) -> AsyncIterator[Any]:
-    """A valkey-glide client.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    from glide import GlideClient, GlideClientConfiguration, NodeAddress, ServerCredentials
-
-    from .servers import Target
-
-    host, port = Target("", url, embedded=False).address
-    settings = redis_settings(url)
-    password = settings.get("password")
-    client = await GlideClient.create(
-        GlideClientConfiguration(
-            [NodeAddress(host, port)],
-            use_tls=url.startswith("rediss:"),
-            credentials=ServerCredentials(password, settings.get("username")) if password else None,
-            database_id=settings.get("db", 0),
-            request_timeout=30_000,
-        )
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-def redis_settings(url: str) -> dict[str, Any]:
-    """What a URL says, as redis-py reads it."""
-    settings: dict[str, Any] = Redis.from_url(url).connection_pool.connection_kwargs
-    return settings
-
-
-@asynccontextmanager
 async def _glide(url: str, sessions: Sessions) -> AsyncIterator[Calls]:
     from glide import ExpiryGetEx, ExpirySet, ExpiryType, ExpiryTypeGetEx
 
@@ -289,7 +254,7 @@ async def _glide(url: str, sessions: Sessions) -> AsyncIterator[Calls]:
 
 
 def _plain(session: Session[Any]) -> dict[str, Any]:
-    """What a library that keeps dictionaries is given: the same content, of about the same size."""
+    """The same content for a library that keeps dictionaries."""
     return {
         "kind": session.kind,
         "principal": session.principal,

@@ -1,9 +1,9 @@
-"""Results as plots. Each carries the digest of the figures that it was drawn from.
+"""Results as plots.
 
-Axes begin at zero, or are logarithmic, and say so.
+Each plot carries the digest of its figures. Axes begin at zero, or are logarithmic, and say so.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from .page import PICTURES
 from .results import Result, Row, select
-from .tables import who
+from .tables import keeps_up, who
 
 mpl.use("agg")
 _STYLE: Any = {
@@ -28,7 +28,7 @@ _STYLE: Any = {
     "savefig.dpi": 110,
 }
 _CALLERS = (1, 32, 256)
-# Ours first, in a colour that no other has.
+# The first colour is for aiosessions.
 _COLOURS = (
     *("#d62728", "#1f77b4", "#7f7f7f", "#2ca02c", "#9467bd", "#ff7f0e"),
     *("#8c564b", "#e377c2", "#17becf", "#bcbd22", "#000000", "#aec7e8"),
@@ -73,7 +73,7 @@ def _title(figure: Figure, result: Result, text: str) -> None:
 
 
 def _errors(rows: Iterable[Row], name: str) -> tuple[list[float], list[list[float]]]:
-    """Medians, and how far the lowest and the highest round are from them."""
+    """Medians, and their distances to the lowest and the highest round."""
     figures = [row[name] for row in rows]
     medians = [each["median"] for each in figures]
     below = [each["median"] - each["low"] for each in figures]
@@ -87,10 +87,10 @@ def _thousands(axes: Axes, axis: str = "y") -> None:
     )
 
 
-def _callers_axis(axes: Axes) -> None:
+def _callers_axis(axes: Axes, callers: Sequence[int] = _CALLERS) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.8, 330)
-    axes.xaxis.set_major_locator(FixedLocator(_CALLERS))
+    axes.xaxis.set_major_locator(FixedLocator(callers))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
 
@@ -98,7 +98,7 @@ def _callers_axis(axes: Axes) -> None:
 def _bars(
     axes: Axes, groups: Mapping[str, list[Row]], heads: list[str], name: str, unit: str
 ) -> None:
-    """Horizontal bars: a row of the chart for each group, a bar for each head."""
+    """Draw horizontal bars: a row for each group, a bar for each head."""
     height = 0.8 / len(heads)
     for place, head in enumerate(heads):
         rows = [each[place] for each in groups.values()]
@@ -362,6 +362,41 @@ def _cas_throughput(result: Result) -> Figure:
     return figure
 
 
+def _over_callers(axes: Axes, rows: Sequence[Row], name: str, unit: str) -> None:
+    """Draw a line for each client."""
+    for place, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
+        measured = select(rows, way=way)
+        medians, errors = _errors(measured, name)
+        axes.errorbar(
+            [row["callers"] for row in measured],
+            medians,
+            errors,
+            label=way + (", decoded" if way.startswith("aiosessions") else ", raw bytes"),
+            color=_COLOURS[place],
+            marker=_MARKERS[place],
+        )
+    _callers_axis(axes, sorted({row["callers"] for row in rows}))
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+    _thousands(axes)
+    axes.set_xlabel("callers at a time (logarithmic)")
+    axes.set_ylabel(unit)
+
+
+def _shared_summary(result: Result) -> Figure:
+    """The plot for the README: asyncio, and the pools of redis.asyncio."""
+    rows = [
+        row
+        for row in select(result.rows, server="one server", loop="asyncio")
+        if row["way"].startswith(("aiosessions", "redis.asyncio"))
+    ]
+    figure, (throughput, cpu) = plt.subplots(1, 2, figsize=(8, 4.4))
+    _over_callers(throughput, rows, "throughput", "loads a second")
+    _over_callers(cpu, rows, "cpu_us", "CPU of the client for a load, us")
+    figure.legend(*cpu.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    _title(figure, result, "Loading and renewing sessions of 800 bytes")
+    return figure
+
+
 def _shared_throughput(result: Result) -> Figure:
     panels = [
         (server, loop) for server in ("one server", "cluster") for loop in ("asyncio", "uvloop")
@@ -370,29 +405,75 @@ def _shared_throughput(result: Result) -> Figure:
     figure, grid = plt.subplots(
         -(-len(panels) // 2), 2, figsize=(11, 4.2 * -(-len(panels) // 2)), squeeze=False
     )
-    ways = list(dict.fromkeys(row["way"] for row in result.rows))
     for axes, (server, loop) in zip(grid.flat, panels, strict=False):
-        for place, way in enumerate(ways):
-            rows = select(result.rows, server=server, loop=loop, way=way)
-            if not rows:
-                continue
-            medians, errors = _errors(rows, "throughput")
-            axes.errorbar(
-                [row["callers"] for row in rows],
-                medians,
-                errors,
-                label=way + (", decoded" if way == "aiosessions" else ", raw bytes"),
-                color=_COLOURS[place],
-                marker=_MARKERS[place],
-            )
-        _callers_axis(axes)
+        rows = select(result.rows, server=server, loop=loop)
+        _over_callers(axes, rows, "throughput", "loads a second")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend
-        _thousands(axes)
         axes.set_title(f"{'a three-node cluster' if server == 'cluster' else server}, {loop}")
-        axes.set_xlabel("callers (logarithmic)")
-        axes.set_ylabel("loads a second")
         axes.legend(fontsize=8, loc="upper left")
     _title(figure, result, f"One shared connection ({result.settings['server']})")
+    return figure
+
+
+def _arrivals_latency(result: Result) -> Figure:
+    loops = list(dict.fromkeys(row["loop"] for row in result.rows))
+    panels = {
+        "p50_ms": "p50, ms (logarithmic)",
+        "p99_ms": "p99, ms (logarithmic)",
+        "net_cpu_us": "CPU for a load, us",
+    }
+    figure, grid = plt.subplots(len(loops), 3, figsize=(12, 4 * len(loops)), squeeze=False)
+    for line, loop in zip(grid, loops, strict=True):
+        for axes, (name, unit) in zip(line, panels.items(), strict=True):
+            _over_rates(axes, select(result.rows, loop=loop), name)
+            axes.set_title(loop)
+            axes.set_ylabel(unit)
+    handles = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3)
+    _title(figure, result, "Loads that arrive at random (no point: the client cannot keep up)")
+    return figure
+
+
+def _over_rates(axes: Axes, rows: Sequence[Row], name: str) -> None:
+    """Draw a line for each client, over the rates that it keeps up with."""
+    for place, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
+        measured = [row for row in select(rows, way=way) if keeps_up(row)]
+        if way == "no client" or not measured:
+            continue
+        medians, errors = _errors(measured, name)
+        axes.errorbar(
+            [row["rate"] for row in measured],
+            medians,
+            errors,
+            label=way,
+            color=_COLOURS[place],
+            marker=_MARKERS[place],
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({row["rate"] for row in rows})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _thousands(axes, "x")
+    axes.set_xlabel("loads a second (logarithmic)")
+    if name == "net_cpu_us":
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _tls_throughput(result: Result) -> Figure:
+    loops = list(dict.fromkeys(row["loop"] for row in result.rows))
+    figure, grid = plt.subplots(2, len(loops), figsize=(11, 8.4), squeeze=False, sharey="row")
+    for column, loop in enumerate(loops):
+        rows = [row for row in select(result.rows, loop=loop) if "callers" in row]
+        _over_callers(grid[0][column], rows, "throughput", "loads a second")
+        _over_callers(grid[1][column], rows, "cpu_us", "CPU of the client for a load, us")
+        grid[0][column].set_title(loop)
+    handles = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
+    _title(figure, result, f"Loads over TLS ({result.settings['server']})")
     return figure
 
 
@@ -418,6 +499,9 @@ _PLOTS: dict[str, Callable[[Result], Figure]] = {
     "local-scaling": _local_scaling,
     "codecs-time": _codecs_time,
     "cas-throughput": _cas_throughput,
+    "shared-summary": _shared_summary,
     "shared-throughput": _shared_throughput,
+    "arrivals-latency": _arrivals_latency,
+    "tls-throughput": _tls_throughput,
     "memory-flat": _memory_flat,
 }

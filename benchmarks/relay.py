@@ -1,24 +1,26 @@
-"""A TCP relay between a client and a server that counts, and delays, what passes.
+"""A TCP relay that counts and delays bytes, or ends TLS.
 
 Invariants:
 
-- Delaying is a delay line for each direction: every chunk leaves a fixed time after it came, in
-  order, however many are on their way. Pipelined commands travel together, as on a real network.
-- Counting is done where the client is. A round trip is a turn: the client sends, and then hears.
-  Whatever it sends before it hears anything belongs to the same turn.
-- For measuring, the relay runs in a process of its own, so that it does not compete inside the
-  client's event loop. It does compete for the machine's cores.
+- Each direction is a delay line: every chunk leaves a fixed time after it arrived, in order.
+  Pipelined commands travel together, as on a real network.
+- The relay counts on the client's side. A round trip is a turn: the client sends, then receives.
+  All commands that it sends before it receives a reply belong to the same turn.
+- Benchmarks run the relay in a separate process, outside the client's event loop. It still
+  competes for the cores of the machine.
 """
 
 import asyncio
 import ctypes
 import json
 import selectors
+import ssl
 import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self, cast
 
@@ -29,11 +31,11 @@ _READY_WITHIN: Final = 10.0
 
 
 class Counts(msgspec.Struct):
-    """What has passed since counting began.
+    """The traffic since counting began.
 
     Attributes:
         turns: Round trips.
-        commands: Commands by name, sub-commands and arguments left away.
+        commands: Commands by name, without sub-commands and arguments.
         replies: Replies, errors included.
         bytes_sent: From the client to the server.
         bytes_received: From the server to the client.
@@ -47,7 +49,7 @@ class Counts(msgspec.Struct):
 
 
 class _Tally:
-    """Counts for all connections together, since a load may use several."""
+    """Counts the traffic of all connections together: a load may use several."""
 
     def __init__(self) -> None:
         self.commands: Counter[str] = Counter()
@@ -73,7 +75,7 @@ class _Tally:
 
 
 class _DelayLine:
-    """Hands on chunks, each a fixed time after it was put in, in order."""
+    """Delivers chunks in order, each after a fixed time."""
 
     def __init__(self, deliver: Callable[[bytes | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -91,7 +93,7 @@ class _DelayLine:
             self._loop.call_at(due, self._flush)
 
     def _flush(self) -> None:
-        # What is due within the next few microseconds leaves in the same write.
+        # Chunks that are due within the next few microseconds leave in the same write.
         now = self._loop.time() + 5e-6
         ready: list[bytes] = []
         end = False
@@ -152,19 +154,21 @@ class _Side(asyncio.Protocol):
 
 
 class Relay:
-    """Listens on a port of its own for clients of one server. An async context manager.
+    """Listens for clients of one server. An async context manager.
 
     Args:
-        host: The server's.
-        port: The server's.
+        host: The server's host.
+        port: The server's port.
+        tls: A server context, if clients speak TLS to the relay.
 
     Attributes:
-        port: Where clients connect, at 127.0.0.1.
-        delay: Seconds that each direction takes; it may change at any time.
+        port: The port for clients, at 127.0.0.1.
+        delay: Seconds that each direction takes. It may change at any time.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._upstream = (host, port)
+        self._tls = tls
         self.port = 0
         self.delay = 0.0
         self._tally: _Tally | None = None
@@ -174,7 +178,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, "127.0.0.1", 0)
+        self._server = await loop.create_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -190,14 +194,14 @@ class Relay:
             task.cancel()
         for transport in self._transports:
             transport.abort()
-        await asyncio.sleep(0)  # for the transports to notice
+        await asyncio.sleep(0)  # the transports close in their next turn
 
     def count(self) -> None:
-        """Count from now on, beginning with nothing."""
+        """Begin to count, from zero."""
         self._tally = _Tally()
 
     def counts(self) -> Counts:
-        """What has passed since `count`."""
+        """The traffic since `count`."""
         return Counts() if self._tally is None else self._tally.counts()
 
     def _accept(self) -> _Side:
@@ -236,7 +240,7 @@ class Relay:
 
 
 def _frames(reader: "hiredis.Reader", data: bytes) -> list[Any]:
-    """The whole commands or replies that end in these bytes."""
+    """The complete commands or replies that end in these bytes."""
     reader.feed(data)
     frames: list[Any] = []
     while (frame := reader.gets()) is not False:
@@ -249,7 +253,7 @@ def _name(command: Any) -> str:
 
 
 class RelayProcess:
-    """A relay in a process of its own; see `relaying`."""
+    """A relay in a separate process. `relaying` starts one."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._requests = cast("IO[str]", process.stdin)
@@ -257,7 +261,7 @@ class RelayProcess:
         self.port: int = self._ask("port")
 
     def delay(self, round_trip: float) -> None:
-        """Let a round trip take at least so many seconds, half of them each way."""
+        """Set the least duration of a round trip, in seconds."""
         self._ask("delay", round_trip / 2)
 
     def count(self) -> None:
@@ -274,10 +278,16 @@ class RelayProcess:
 
 
 @contextmanager
-def relaying(host: str, port: int) -> Iterator[RelayProcess]:
-    """A relay to a server, for as long as the block runs."""
+def relaying(host: str, port: int, certificate: Path | None = None) -> Iterator[RelayProcess]:
+    """Start a relay in a separate process; end it with the block.
+
+    Args:
+        host: The server's host.
+        port: The server's port.
+        certificate: A PEM file with a key and a certificate, if clients speak TLS to the relay.
+    """
     process = subprocess.Popen(  # noqa: S603 - ourselves
-        [sys.executable, "-m", __name__, host, str(port)],
+        [sys.executable, "-m", __name__, host, str(port), str(certificate or "")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -288,11 +298,11 @@ def relaying(host: str, port: int) -> Iterator[RelayProcess]:
         process.communicate()  # closes its input, which ends it
 
 
-async def _serve(host: str, port: int) -> None:
-    """Relay until the input ends, and answer its questions meanwhile."""
+async def _serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    """Relay and answer the questions on the input until the input ends."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-    async with Relay(host, port) as relay:
+    async with Relay(host, port, tls) as relay:
 
         def answer() -> None:
             line = sys.stdin.readline()
@@ -318,20 +328,24 @@ async def _serve(host: str, port: int) -> None:
         loop.remove_reader(sys.stdin)
 
 
-def _be_punctual() -> None:
-    """Ask Linux not to group timers: by default they are late by 50 microseconds."""
+def be_punctual() -> None:
+    """Ask Linux not to delay timers by 50 microseconds to group them."""
     set_timer_slack = 29
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(set_timer_slack, ctypes.c_ulong(1_000))
 
 
 def _main() -> None:
-    _be_punctual()
-    # Not the default event loop: epoll counts in milliseconds, which is coarser than our delays.
+    be_punctual()
+    tls = None
+    if certificate := sys.argv[3]:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+    # epoll, the default, counts in milliseconds, which are coarser than the delays.
     with asyncio.Runner(
-        loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+        loop_factory=lambda: asyncio.SelectorEventLoop(None if tls else selectors.SelectSelector())
     ) as runner:
-        runner.run(_serve(sys.argv[1], int(sys.argv[2])))
+        runner.run(_serve(sys.argv[1], int(sys.argv[2]), tls))
 
 
 if __name__ == "__main__":

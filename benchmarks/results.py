@@ -1,7 +1,7 @@
-"""What a run leaves behind: a JSON file per scenario, from which tables, plots and pages are made.
+"""The results of a run, in a JSON file for each scenario.
 
-Invariant: whatever is shown is made from a `Result`, so a reader can redo it from the JSON alone.
-Nothing here, nor in `tables` and `page`, needs more than the library itself: the tests use them.
+Invariant: a reader can redo every table and plot from the JSON alone. This module, `tables` and
+`page` need no package beyond the library's own dependencies, because the tests import them.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 """One line of figures. A measured figure is a dict with median, low and high over the rounds."""
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
-"""Where committed results and plots are."""
+"""The folder of the committed results and plots."""
 
 CONFIRMED = "confirmed"
 REFUTED = "not confirmed"
@@ -25,7 +25,7 @@ UNCLEAR = "too noisy to tell"
 
 
 class Environment(msgspec.Struct):
-    """Where and with what it was measured."""
+    """The machine and the versions."""
 
     date: str
     revision: str
@@ -37,13 +37,13 @@ class Environment(msgspec.Struct):
 
 
 class Noise(msgspec.Struct):
-    """How steady the machine was: the time of one fixed computation, over and over.
+    """The steadiness of the machine: repeated times of one fixed computation.
 
     Attributes:
-        median_ms: What it took.
+        median_ms: The median of its times.
         spread: The distance from the 10th to the 90th percentile, over the median.
-        probes: How often it was timed.
-        load_before: The system's load average before the run; above zero, others were at work.
+        probes: The number of its times.
+        load_before: The system's load average before the run. Above zero, other programs ran.
     """
 
     median_ms: float
@@ -53,7 +53,7 @@ class Noise(msgspec.Struct):
 
     @property
     def too_much(self) -> bool:
-        """Whether differences of a few per cent mean nothing."""
+        """Whether small differences mean nothing."""
         return self.spread > 0.15
 
 
@@ -61,11 +61,11 @@ class Claim(msgspec.Struct):
     """Something that the figures confirm or refute.
 
     Attributes:
-        claim: What is claimed.
-        target: The figure it stands or falls with.
-        measured: The figure found: the median of the rounds, and between what it lies.
-        verdict: `CONFIRMED` if all rounds between these bounds meet the target, `REFUTED` if none
-            does, else `UNCLEAR`.
+        claim: The claim.
+        target: The figure that the claim promises.
+        measured: The measured figure: the median of the rounds, and its confidence interval.
+        verdict: `CONFIRMED` if all rounds in the interval meet the target, `REFUTED` if none of
+            them does, else `UNCLEAR`.
     """
 
     claim: str
@@ -75,17 +75,17 @@ class Claim(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """All that one scenario found.
+    """The result of one scenario.
 
     Attributes:
         scenario: The subcommand.
-        environment: Where it was measured.
+        environment: The machine and the versions.
         settings: Rounds, seconds and the like.
-        noise: How steady the machine was.
+        noise: The steadiness of the machine.
         rows: The figures.
-        claims: What they say about what is claimed.
+        claims: The claims and their verdicts.
         facts: Single figures by name, for the text around the tables.
-        missing: What could not be measured, and why.
+        missing: The parts that were not measured, with the reasons.
     """
 
     scenario: str
@@ -98,20 +98,20 @@ class Result(msgspec.Struct):
     missing: dict[str, str]
 
     def digest(self) -> str:
-        """Names the figures: plots carry it, so that it can be told from which JSON they are."""
+        """A digest of the figures, which plots carry to name their source."""
         figures = msgspec.json.encode(self.rows, order="sorted")
         return hashlib.sha256(figures).hexdigest()[:16]
 
 
 def stat(values: Iterable[float]) -> dict[str, float]:
-    """A figure over the rounds."""
+    """The median, the lowest and the highest of the rounds."""
     ordered = sorted(values)
     median, low, high = statistics.median(ordered), ordered[0], ordered[-1]
     return {"median": _short(median), "low": _short(low), "high": _short(high)}
 
 
 def _short(value: float) -> float:
-    """Five significant digits: more would be noise, and would bloat the files."""
+    """Round to five significant digits: more would be noise in longer files."""
     return float(f"{value:.5g}")
 
 
@@ -122,7 +122,7 @@ def judge(
     meets: Callable[[float], bool],
     unit: str = "",
 ) -> Claim:
-    """Hold what the rounds found against a target; when they disagree, nothing is concluded."""
+    """Compare the rounds with a target. Rounds that disagree give no verdict."""
     likely = around_median(rounds)
     met = [meets(value) for value in likely]
     verdict = CONFIRMED if all(met) else UNCLEAR if any(met) else REFUTED
@@ -133,11 +133,11 @@ def judge(
 
 
 def around_median(rounds: Sequence[float]) -> list[float]:
-    """The rounds, in order, between which the true median lies with a confidence of 95 %.
+    """Sort the rounds and keep the confidence interval of the median.
 
-    That is the interval of the sign test (Conover, Practical Nonparametric Statistics), which holds
-    for any distribution. Of 9 rounds it leaves out the lowest and the highest; with fewer than 6
-    there is no such confidence, and it leaves out none.
+    It is the interval of 95 % of the sign test (Conover, Practical Nonparametric Statistics), which
+    holds for any distribution. Of 9 rounds it leaves out the lowest and the highest. Fewer than
+    6 rounds cannot give this confidence, so it keeps all.
     """
     ordered = sorted(rounds)
     count = len(ordered)
@@ -154,13 +154,13 @@ def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
 
 
 def write(result: Result, path: Path) -> None:
-    """Write a result so that it can be read, and compared line by line."""
+    """Write a result as JSON that can be compared line by line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_as_json(result) + "\n", "utf-8")
 
 
 def write_all(results: Sequence[Result], path: Path) -> None:
-    """Write several results into one file, by scenario; one alone as it is."""
+    """Write results into one file: several by scenario, a single one alone."""
     if len(results) == 1:
         write(results[0], path)
         return
@@ -170,7 +170,7 @@ def write_all(results: Sequence[Result], path: Path) -> None:
 
 
 def _as_json(result: Result) -> str:
-    """JSON with a line for each field, and for each item of one that is a list."""
+    """JSON with a line for each field and each list item."""
     fields: list[str] = []
     for name, value in msgspec.structs.asdict(result).items():
         if isinstance(value, list):
@@ -182,10 +182,10 @@ def _as_json(result: Result) -> str:
 
 
 def read(path: Path) -> Result:
-    """Read a result again.
+    """Read a result.
 
     Raises:
-        msgspec.DecodeError: It is no such file.
+        msgspec.DecodeError: The file is not a result.
     """
     return msgspec.json.decode(path.read_bytes(), type=Result)
 

@@ -1,35 +1,41 @@
-"""Where sessions are measured: embedded servers, or the user's own.
+"""The servers to measure on: embedded servers, or the user's own.
 
-On a user's own server nothing is configured, reset or flushed. What is stored there begins with
-`workload.PREFIX`, or with a library's own prefix, and expires within the hour.
+The benchmarks configure, reset and flush nothing on a user's own server. Keys there begin with
+`workload.PREFIX`, or with a library's own prefix, and expire within an hour.
 """
 
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
+import trustme
 
-from tests.servers import Server, binaries, running
+from aiosessions import Session
+from tests.servers import Server, ServerError, binaries, free_port, running
 
-from .measure import Settings
+from .measure import BenchSettings
+from .relay import relaying
+from .workload import TTL_MS, key, sealed
 
 _CLUSTER_WITHIN = 30.0
 _OUTER = ("multi", "exec", "eval", "evalsha")
 
 
 @dataclass(frozen=True)
-class Target:
+class MeasuredServer:
     """A server to measure on.
 
     Attributes:
-        label: What it is, as it says itself: "Valkey 9.1.2".
-        url: Where it is.
-        embedded: It is ours, to do with as we like.
+        label: Its name and version, from INFO: "Valkey 9.1.2".
+        url: Its URL.
+        embedded: Whether the benchmarks started it and may configure it.
     """
 
     label: str
@@ -43,14 +49,14 @@ class Target:
         return parts.hostname or "localhost", parts.port or 6379
 
     def through(self, port: int) -> str:
-        """Its URL through a relay that listens on a port of this machine.
+        """Its URL through a relay on a port of this machine.
 
         Raises:
-            SystemExit: A relay cannot stand in front of it.
+            SystemExit: The URL is not a redis:// URL.
         """
         parts = urlsplit(self.url)
         if parts.scheme != "redis":
-            raise SystemExit("what counts or delays on the wire needs a redis:// URL")
+            raise SystemExit("a relay needs a redis:// URL")
         login = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{login}{'@' if login else ''}127.0.0.1:{port}").geturl()
 
@@ -60,12 +66,12 @@ class Target:
 
 
 @contextmanager
-def targets(settings: Settings, *, every: bool = False) -> Iterator[list[Target]]:
+def targets(settings: BenchSettings, *, every: bool = False) -> Iterator[list[MeasuredServer]]:
     """The servers to measure on.
 
     Args:
-        settings: May name them.
-        every: If not, every embedded server there is, Valkey and Redis, rather than Valkey alone.
+        settings: Names the servers, if the command line does.
+        every: Whether to measure on every embedded server instead of Valkey only.
     """
     if settings.url is not None:
         url = re.sub(r"^valkey(s?)://", r"redi\1s://", settings.url)
@@ -74,30 +80,30 @@ def targets(settings: Settings, *, every: bool = False) -> Iterator[list[Target]
                 name = _name(client)
         except (redis.RedisError, ValueError) as error:
             raise SystemExit(f"--url: {error}") from None
-        yield [Target(f"{name}, the user's own", url, embedded=False)]
+        yield [MeasuredServer(f"{name}, the user's own", url, embedded=False)]
         return
     names = [settings.server] if settings.server else list(binaries()) if every else ["valkey"]
     with ExitStack() as stack:
         servers = [stack.enter_context(embedded(name)) for name in names]
-        yield [Target(label(server), server.url, embedded=True) for server in servers]
+        yield [MeasuredServer(label(server), server.url, embedded=True) for server in servers]
 
 
 @contextmanager
 def embedded(name: str, *options: str) -> Iterator[Server]:
-    """A server of our own, "valkey" or "redis", with options of its command line.
+    """Start a server, "valkey" or "redis", with options of its command line.
 
     Raises:
-        SystemExit: There is no such server here.
+        SystemExit: This machine does not have it.
     """
     found = binaries()
     if name not in found:
-        raise SystemExit(f"there is no {name} here, only {', '.join(found)}")
+        raise SystemExit(f"{name} is not installed; installed are: {', '.join(found)}")
     with running(found[name], *options) as server:
         yield server
 
 
 def label(server: Server) -> str:
-    """Which server it is, and which version."""
+    """The name and version of a server."""
     with server.client() as client:
         return _name(client)
 
@@ -110,8 +116,73 @@ def _name(client: "redis.Redis") -> str:
 
 
 @contextmanager
+def over_tls(settings: BenchSettings) -> Iterator[MeasuredServer]:
+    """A server that speaks TLS.
+
+    A user's own rediss:// URL is used as it is. The Redis on PATH ends TLS itself if it was built
+    with TLS; in front of other servers a relay ends it. The URL names the file of the authority.
+    """
+    with ExitStack() as stack:
+        if (settings.url or "").startswith(("rediss:", "valkeys:")):
+            yield stack.enter_context(targets(settings))[0]
+            return
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
+        authority, certificate = folder / "ca.pem", folder / "server.pem"
+        issuer = trustme.CA()
+        issuer.cert_pem.write_to_path(authority)
+        issuer.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+        if settings.url is None and settings.server != "valkey":
+            redis_server = _redis_over_tls(stack, certificate, authority)
+            if redis_server is not None:
+                yield redis_server
+                return
+        (target, *_) = stack.enter_context(targets(settings))
+        relay = stack.enter_context(relaying(*target.address, certificate))
+        url = target.through(relay.port).replace("redis:", "rediss:", 1)
+        yield MeasuredServer(
+            f"{target.label} behind a TLS relay",
+            f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={authority}",
+            target.embedded,
+        )
+
+
+def _redis_over_tls(stack: ExitStack, certificate: Path, authority: Path) -> MeasuredServer | None:
+    """Start the Redis on PATH with TLS; None if that fails."""
+    port = free_port()
+    options = {
+        "tls-port": port,
+        "tls-cert-file": certificate,
+        "tls-key-file": certificate,
+        "tls-ca-cert-file": authority,
+        "tls-auth-clients": "no",
+    }
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    try:
+        server = stack.enter_context(embedded("redis", *words))
+    except (SystemExit, ServerError):
+        return None
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority}"
+    return MeasuredServer(label(server), url, embedded=True)
+
+
+@contextmanager
+def stored(
+    client: "redis.Redis | redis.RedisCluster", sessions: Sequence[Session[Any]]
+) -> Iterator[list[str]]:
+    """Store sessions and yield their ids; remove them with the block."""
+    ids = [session.id for session in sessions]
+    for session in sessions:
+        client.set(key(session.id), sealed(session), px=TTL_MS)
+    try:
+        yield ids
+    finally:
+        for id in ids:
+            client.delete(key(id))
+
+
+@contextmanager
 def cluster(name: str = "valkey", nodes: int = 3) -> Iterator[str]:
-    """A cluster of masters; its URL."""
+    """Start a cluster of masters and yield its URL."""
     with ExitStack() as stack:
         members = [
             stack.enter_context(embedded(name, "--cluster-enabled", "yes")) for _ in range(nodes)
@@ -133,7 +204,7 @@ def _complete(client: "redis.Redis", nodes: int) -> bool:
 
 @contextmanager
 def replica(name: str, server: Server) -> Iterator[None]:
-    """A replica of a server, in step with it."""
+    """Start a replica of a server and wait until it is synchronised."""
     with (
         embedded(name, "--replicaof", f"127.0.0.1 {server.port}") as follower,
         follower.client() as client,
@@ -158,15 +229,15 @@ def _section(client: "redis.Redis", name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A server's own counters at a moment. `since` takes the difference of two.
+    """The counters of a server at a moment.
 
     Attributes:
         calls: Executions by command.
-        executing: Microseconds that executing took, by command.
-        cpu_seconds: The time of the server's process, in user and in system mode.
-        replicated: Bytes for replicas, None without any.
-        appended: Bytes of the append-only file, None without one.
-        connections: How many clients are connected.
+        executing: Microseconds of execution by command.
+        cpu_seconds: User and system time of the server's process.
+        replicated: Bytes for replicas, or None without replicas.
+        appended: Bytes of the append-only file, or None without the file.
+        connections: The number of connected clients.
     """
 
     calls: dict[str, int]
@@ -178,7 +249,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, client: "redis.Redis") -> "Snapshot":
-        """Ask the server."""
+        """Read the counters."""
         commands = {
             name.removeprefix("cmdstat_"): values
             for name, values in _section(client, "commandstats").items()
@@ -200,15 +271,16 @@ class Snapshot:
 
     @property
     def microseconds(self) -> float:
-        """The time that executing took.
+        """The time of execution.
 
-        That of a script or a transaction includes what it calls, which is not added again.
+        The time of a script or a transaction includes the commands inside it, so they do not count
+        again.
         """
         outer = [self.executing[name] for name in _OUTER if self.calls.get(name)]
         return sum(outer or self.executing.values())
 
     def since(self, before: "Snapshot") -> "Snapshot":
-        """What has been added since then."""
+        """The difference to an earlier snapshot."""
         calls = {name: count - before.calls.get(name, 0) for name, count in self.calls.items()}
         return Snapshot(
             calls={name: count for name, count in calls.items() if count},

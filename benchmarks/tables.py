@@ -1,7 +1,7 @@
 """Results as tables of text: for the terminal, and for docs/benchmarks.md.
 
-Figures are medians over the rounds, to three digits; what follows "±" is half the distance from the
-lowest round to the highest, in per cent of the median.
+Figures are medians over the rounds, with three digits. The percentage after "±" is half the
+distance from the lowest round to the highest, relative to the median.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from .results import Claim, Result, Row, select
 
 _CALLERS = (1, 32, 256)
+_KEEPS_UP = 0.95
+"""The least share of the arrivals that a client has answered at the last arrival."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,10 @@ class Table:
     """A table of text.
 
     Attributes:
-        title: What it shows.
-        columns: The heads.
-        rows: As many cells each.
-        note: How to read it.
+        title: The title.
+        columns: The heads of the columns.
+        rows: The cells of each row.
+        note: An explanation below the table.
     """
 
     title: str
@@ -47,7 +49,7 @@ def number(value: float) -> str:
 
 
 def median(row: Row, figure: str) -> str:
-    """The median of a figure, or nothing where it was not measured."""
+    """The median of a figure, or "" where it was not measured."""
     return number(row[figure]["median"]) if figure in row else ""
 
 
@@ -63,7 +65,7 @@ def figure(row: Row, name: str) -> str:
 
 
 def summary(result: Result) -> list[str]:
-    """Where and how it was measured, and whether that allows conclusions."""
+    """The machine, the settings, and whether the noise allows conclusions."""
     where, how, noise = result.environment, result.settings, result.noise
     versions = ", ".join(f"{name} {version}" for name, version in where.packages.items())
     rounds = "One round" if how["rounds"] == 1 else f"Medians of {how['rounds']} rounds"
@@ -76,7 +78,7 @@ def summary(result: Result) -> list[str]:
         f"the load average before was {noise.load_before}."
     )
     if noise.too_much:
-        # Figures of one table were not taken at the same time; ratios of claims, within a round.
+        # Figures of one table come from different moments; ratios of claims come from one round.
         lines.append(
             f"The machine was noisy: differences of less than {2 * noise.spread:.0%} between the "
             "figures of a table mean nothing."
@@ -92,14 +94,14 @@ def tables(result: Result) -> list[Table]:
 
 
 def claims(some: Iterable[Claim], title: str = "Claims") -> Table:
-    """What the figures say about what is claimed."""
+    """A table of claims and their verdicts."""
     return Table(
         title,
         ("claim", "target", "measured", "verdict"),
         [(each.claim, each.target, each.measured, each.verdict) for each in some],
-        "Measured: the median of the rounds, and between what it lies: with a confidence of 95 % "
-        "where there are 6 rounds or more, else from the lowest to the highest. Confirmed: all "
-        "rounds in between meet the target. Not confirmed: none does.",
+        "Measured: the median of the rounds and, in brackets, its confidence interval of 95 %, or "
+        "with fewer than 6 rounds the lowest and the highest. Confirmed: all rounds in the "
+        "interval meet the target. Not confirmed: none of them does.",
     )
 
 
@@ -129,17 +131,19 @@ def _wire(row: Row) -> tuple[str, ...]:
     )
 
 
-def _speed_columns(what: str = "a second") -> tuple[str, ...]:
-    return tuple(f"{who(callers)}: {what} (p50 / p99 ms)" for callers in _CALLERS)
+def _speed_columns(
+    what: str = "a second", all_callers: Iterable[int] = _CALLERS
+) -> tuple[str, ...]:
+    return tuple(f"{who(callers)}: {what} (p50 / p99 ms)" for callers in all_callers)
 
 
-def _speed(rows: Sequence[Row]) -> list[str]:
+def _speed(rows: Sequence[Row], all_callers: Iterable[int] = _CALLERS) -> list[str]:
     found = {row["callers"]: row for row in rows if "callers" in row}
     return [
         f"{figure(row, 'throughput')} ({median(row, 'p50_ms')} / {median(row, 'p99_ms')})"
         if (row := found.get(callers))
         else ""
-        for callers in _CALLERS
+        for callers in all_callers
     ]
 
 
@@ -159,7 +163,7 @@ def _load(result: Result) -> list[Table]:
                 f"Loads a second and latency, {server}",
                 ("way to load", *_speed_columns("loads a second")),
                 [(label, *_speed(select(rows, way=way))) for way, label in labels.items()],
-                "Without the relay. Everything decodes, and checks the session's id.",
+                "Without the relay. Every way decodes the session and checks its id.",
             ),
         ]
     return made
@@ -189,8 +193,8 @@ def _rtt(result: Result) -> list[Table]:
                     for way, label in labels.items()
                 ),
             ],
-            "Through the relay, which takes time of its own, as the bare ping shows: where the "
-            "RTT is short and callers are many, it limits what sends each command by itself.",
+            "Through the relay, which takes time as well, as the bare ping shows. With a short RTT "
+            "and many callers, the relay limits clients that send each command by itself.",
         )
         for callers in _CALLERS
     ]
@@ -198,7 +202,7 @@ def _rtt(result: Result) -> list[Table]:
 
 
 def _near_cache(result: Result, delays: Sequence[float]) -> Table:
-    """What hits in this process would save."""
+    """The time that hits in this process would save."""
 
     def p50(way: str, delay: float) -> float:
         row = select(result.rows, way=way, rtt_ms=delay)[0]  # the ping, or 1 caller
@@ -222,7 +226,7 @@ def _near_cache(result: Result, delays: Sequence[float]) -> Table:
             )
             for delay in delays
         ],
-        "One caller. A hit is taken to cost what `LocalStorage.load` does: it decodes a copy.",
+        "One caller. The cost of a hit is that of `LocalStorage.load`, which decodes a copy.",
     )
 
 
@@ -307,10 +311,10 @@ def _local(result: Result) -> list[Table]:
                 (f"{row['sessions']:,}", *(shown(row, name) for name in figures))
                 for row in result.rows
             ],
-            "Each size in a fresh process; the largest once. Bytes are what the process grew by, "
-            "ids included; the fewer sessions, the more of it fits into what the process had "
-            "already. A pause is how long another task waits for its turn. The longest is where "
-            "the sweep of many ends, and their memory is given back to the system.",
+            "Each size in a fresh process; the largest once. Bytes are the growth of the process, "
+            "ids included; a few sessions partly fit into memory that the process already had. A "
+            "pause is the time that another task waits for its turn. The longest pause is at the "
+            "end of a sweep of many sessions, when their memory returns to the system.",
         )
     ]
 
@@ -343,7 +347,7 @@ def _codecs(result: Result) -> list[Table]:
         )
         for does, title, note in (
             ("encode", "A session to bytes", _CHECKED),
-            ("decode", "Bytes to a session", "Ours validate every field; the others none."),
+            ("decode", "Bytes to a session", "Ours and msgspec validate every field."),
         )
     ]
 
@@ -388,23 +392,125 @@ def _cas(result: Result) -> list[Table]:
     return made
 
 
-def _shared(result: Result) -> list[Table]:
-    return [
+def _way(way: str) -> str:
+    return way + (", decoded" if way.startswith("aiosessions") else ", raw bytes")
+
+
+def _closed_loops(rows: Sequence[Row], title: str) -> list[Table]:
+    """Throughput, latency and CPU over the callers."""
+    all_callers = sorted({row["callers"] for row in rows})
+    ways = dict.fromkeys(row["way"] for row in rows)
+    made = [
         Table(
-            f"{server}, {loop}",
-            ("client", *_speed_columns("loads a second")),
-            [
-                (
-                    way + (", decoded" if way == "aiosessions" else ", raw bytes"),
-                    *_speed(select(rows, way=way)),
-                )
-                for way in dict.fromkeys(row["way"] for row in rows)
-            ],
+            title,
+            ("client", *_speed_columns("loads a second", all_callers)),
+            [(_way(way), *_speed(select(rows, way=way), all_callers)) for way in ways],
         )
-        for server in _servers(result.rows)
-        for loop in ("asyncio", "uvloop")
-        if (rows := select(result.rows, server=server, loop=loop))
     ]
+    if all("cpu_us" in row for row in rows):
+        made.append(
+            Table(
+                f"CPU of the client's process for a load, us, {title}",
+                ("client", *map(who, all_callers)),
+                [
+                    (_way(way), *(figure(row, "cpu_us") for row in select(rows, way=way)))
+                    for way in ways
+                ],
+            )
+        )
+    return made
+
+
+def _shared(result: Result) -> list[Table]:
+    made = []
+    for server in ("one server", "cluster"):
+        for loop in ("asyncio", "uvloop"):
+            if rows := select(result.rows, server=server, loop=loop):
+                made += _closed_loops(rows, f"{server}, {loop}")
+    compared = [row for row in result.rows if "over" in row]
+    return made + ([_compared(result, compared)] if compared else [])
+
+
+def _compared(result: Result, rows: Sequence[Row]) -> Table:
+    """The ratios to each client, beside the marks."""
+    marks = [result.settings["claimed"], result.settings["next_marks"]]
+    loops = list(dict.fromkeys(row["loop"] for row in rows))
+    cells = []
+    for way, callers in dict.fromkeys((row["over"], row["callers"]) for row in rows):
+        some = select(rows, over=way, callers=callers)
+        times, cpu = (
+            [figure(row, name) for loop in loops for row in select(some, loop=loop)]
+            for name in ("times", "cpu_times")
+        )
+        claimed = [str(each.get(way, {}).get(str(callers), "")) for each in marks]
+        cells.append((way, str(callers), *times, *claimed, *cpu))
+    return Table(
+        "aiosessions beside each client: times as many loads, and its share of the CPU for a load",
+        (
+            "client",
+            "callers",
+            *(f"times its loads, {loop}" for loop in loops),
+            "claimed",
+            "next mark",
+            *(f"share of its CPU, {loop}" for loop in loops),
+        ),
+        cells,
+        "Medians of the ratios within each round. The next mark is an aim, not a claim.",
+    )
+
+
+def _arrivals(result: Result) -> list[Table]:
+    return [
+        _open_loops(rows, f"Loads that arrive at random, {result.settings['server']}, {loop}")
+        for loop in dict.fromkeys(row["loop"] for row in result.rows)
+        if (rows := [row for row in select(result.rows, loop=loop) if "rate" in row])
+    ]
+
+
+def _open_loops(rows: Sequence[Row], title: str) -> Table:
+    rates = sorted({row["rate"] for row in rows})
+    heads = ("{:,} a second: p50 / p99 ms", "CPU us (with the generator)")
+    return Table(
+        title,
+        ("client", *(head.format(rate) for rate in rates for head in heads)),
+        [
+            (
+                way,
+                *(
+                    cell
+                    for rate in rates
+                    for row in select(rows, way=way, rate=rate)
+                    for cell in _arrived(row)
+                ),
+            )
+            for way in dict.fromkeys(row["way"] for row in rows)
+        ],
+        "Latency counts from the scheduled arrival. CPU is that of the client's process for a "
+        "load, less the CPU of the same arrivals with no client, which the last row shows; in "
+        "brackets, all of it. A client cannot keep up if it has answered less than "
+        f"{_KEEPS_UP:.0%} of the loads at the last arrival, or fails loads.",
+    )
+
+
+def keeps_up(row: Row) -> bool:
+    """Whether a client answers loads as fast as they arrive."""
+    return bool(row["answered"]["median"] >= _KEEPS_UP and not row["failed"]["median"])
+
+
+def _arrived(row: Row) -> tuple[str, str]:
+    """The cells of a client at a rate."""
+    if not keeps_up(row):
+        return f"cannot keep up: {median(row, 'throughput')} a second", ""
+    net = number(max(0.0, row["net_cpu_us"]["median"]))
+    return f"{median(row, 'p50_ms')} / {median(row, 'p99_ms')}", f"{net} ({median(row, 'cpu_us')})"
+
+
+def _tls(result: Result) -> list[Table]:
+    made = []
+    for loop in dict.fromkeys(row["loop"] for row in result.rows):
+        rows = [row for row in select(result.rows, loop=loop) if "callers" in row]
+        made += _closed_loops(rows, f"{result.settings['server']}, TLS, {loop}")
+    return made + _arrivals(result)
 
 
 def _memory(result: Result) -> list[Table]:
@@ -429,5 +535,7 @@ _TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "codecs": _codecs,
     "cas": _cas,
     "shared": _shared,
+    "arrivals": _arrivals,
+    "tls": _tls,
     "memory": _memory,
 }

@@ -1,28 +1,28 @@
-"""Round trips, commands and bytes of one operation, counted on the wire and by the server."""
+"""Counts round trips, commands and bytes of one operation."""
 
 import statistics
 from collections.abc import Sequence
 
-from .measure import Operation
+from .loops import Operation
 from .relay import RelayProcess
 from .results import Row
-from .servers import Snapshot, Target
+from .servers import MeasuredServer, Snapshot
 
 _TIMES = 20
-# Long enough for a whole request to arrive before its reply can leave.
+# A whole request arrives before its reply can leave.
 _ROUND_TRIP = 0.004
 
 
 async def count(
-    operation: Operation, ids: Sequence[str], relay: RelayProcess, target: Target
+    operation: Operation, ids: Sequence[str], relay: RelayProcess, target: MeasuredServer
 ) -> Row:
-    """What one operation costs on the wire, from one caller on connections that are up.
+    """Count the cost of one operation, from one caller on open connections.
 
     Raises:
-        RuntimeError: The operations differ from each other, so there is no cost of one.
+        RuntimeError: The operations differ from each other, so one does not stand for all.
     """
     for id in ids[:_TIMES]:
-        await operation(id)  # connects, and fills whatever caches
+        await operation(id)  # connects, and fills caches
     relay.delay(_ROUND_TRIP)
     with target.client() as client:
         before = Snapshot.of(client)
@@ -35,7 +35,7 @@ async def count(
     for number in (counts.turns, counts.replies, *counts.commands.values(), *executed.values()):
         if number % _TIMES:
             message = (
-                "the cost varies from one time to the next, or others use the server meanwhile: "
+                "the operations differ in cost, or other clients use the server: "
                 f"{counts}, {executed}"
             )
             raise RuntimeError(message)
@@ -49,5 +49,5 @@ async def count(
 
 
 def slope(round_trips: Sequence[float], latencies: Sequence[float]) -> float:
-    """How many round trips a latency consists of: the slope of latency over round-trip time."""
+    """The round trips in a latency: its slope over the round-trip time."""
     return statistics.linear_regression(round_trips, latencies).slope

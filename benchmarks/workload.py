@@ -1,4 +1,4 @@
-"""The sessions that are loaded: about 800 bytes each, as a gateway would keep them."""
+"""Sessions of about 800 bytes, as a gateway would keep them."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -9,10 +9,10 @@ from aiosessions.record import seal, unseal
 TTL: Final = 3600.0
 TTL_MS: Final = 3_600_000
 SESSIONS: Final = 1000
-"""More than callers, so that each has sessions of its own, and few enough to be set up quickly."""
+"""More than the callers, which do not share sessions, and quick to store."""
 
 PREFIX: Final = "aiosessions-bench:"
-"""Apart from whatever else is on a user's own server."""
+"""Apart from other keys on a user's own server."""
 
 CODEC: Final[JsonCodec[Any]] = JsonCodec()
 
@@ -23,7 +23,7 @@ _TOOLS = [
 
 
 def session(size: int = 800, id: str | None = None) -> Session[Any]:
-    """A session whose record has about `size` bytes, 200 at least."""
+    """Make a session with a record of about `size` bytes (at least 200)."""
     data: dict[str, Any] = {"counter": 0}
     made = Session[Any](
         id=id or new_session_id(),
@@ -49,20 +49,20 @@ def sessions(count: int = SESSIONS, size: int = 800) -> list[Session[Any]]:
 
 
 def key(id: str) -> str:
-    """The key of a session, as `RedisStorage` makes it with our prefix."""
+    """The key of a session in `RedisStorage` with this prefix."""
     return PREFIX + id
 
 
 def sealed(made: Session[Any]) -> bytes:
-    """The record of a session, as every storage keeps it."""
+    """Make the record of a session, as every storage keeps it."""
     return seal(made, CODEC)[2]
 
 
 def opened(record: Any, id: str) -> Session[Any]:
-    """The session of a record, decoded and checked as every storage does.
+    """Decode a record and check its id, as every storage does.
 
     Raises:
-        LookupError: There is none.
+        LookupError: The record is missing.
     """
     if record is None:
         raise LookupError("a session of the benchmark is gone")

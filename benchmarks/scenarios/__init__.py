@@ -1,10 +1,10 @@
-"""The scenarios, by the name of their subcommand. Each module's `run` returns a `Result`."""
+"""The scenarios, by the name of their subcommand."""
 
 from collections.abc import Callable
 
 from ..measure import Bench
 from ..results import Result
-from . import cas, codecs, load, local, memory, peers, rtt, server, shared
+from . import arrivals, cas, codecs, load, local, memory, peers, rtt, server, shared, tls
 
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     "load": load.run,
@@ -15,5 +15,7 @@ SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     "codecs": codecs.run,
     "cas": cas.run,
     "shared": shared.run,
+    "arrivals": arrivals.run,
+    "tls": tls.run,
     "memory": memory.run,
 }

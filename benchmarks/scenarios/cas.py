@@ -1,4 +1,4 @@
-"""Compare-and-set: what a conditional save costs, and what happens on one hot session."""
+"""Compare-and-set: its cost, and many writers on one session."""
 
 import asyncio
 import time
@@ -6,12 +6,14 @@ from typing import Any, cast
 
 from aiosessions import Session, SessionConflict, SessionManager, When
 
-from ..alternatives import Clients, connected, storage_of
-from ..measure import CALLERS, Bench, Cell, Operation, ratios
+from ..alternatives import Clients, connected
+from ..clients import storage_of
+from ..loops import CALLERS, Operation
+from ..measure import Bench, Cell, ratios
 from ..measure import rows as rows_of
 from ..relay import relaying
 from ..results import Claim, Result, Row, judge, stat
-from ..servers import Target, targets
+from ..servers import MeasuredServer, targets
 from ..wire import count
 from ..workload import TTL_MS, key, sealed, session, sessions
 
@@ -35,11 +37,11 @@ def run(bench: Bench) -> Result:
 
 
 def _operations(clients: Clients, stored: list[Session[Any]]) -> dict[str, Operation]:
-    """The ways to save. Each session has one writer, so no save meets another's."""
+    """The ways to save; each session has one writer."""
     by_id = {each.id: each for each in stored}
 
     async def raw_set(id: str) -> None:
-        # Beside the storage's own key, whose revision it would change.
+        # Under another key, because the storage compares the revision under its own.
         await clients.pool.set(key(f"raw:{id}"), sealed(by_id[id]), px=TTL_MS)
 
     async def always(id: str) -> None:
@@ -52,7 +54,7 @@ def _operations(clients: Clients, stored: list[Session[Any]]) -> dict[str, Opera
 
 
 async def _saves(
-    bench: Bench, target: Target, stored: list[Session[Any]]
+    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
 ) -> tuple[list[Row], list[Claim]]:
     ids = [each.id for each in stored]
     server = {"server": target.label}
@@ -94,7 +96,9 @@ def _data(loaded: Session[Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", loaded.data)
 
 
-async def _hot(bench: Bench, target: Target, increments: int) -> tuple[list[Row], list[Claim]]:
+async def _hot(
+    bench: Bench, target: MeasuredServer, increments: int
+) -> tuple[list[Row], list[Claim]]:
     """Let many writers increment one session's counter, each several times."""
     counted: list[float] = []
     attempts: list[float] = []
@@ -117,7 +121,7 @@ async def _hot(bench: Bench, target: Target, increments: int) -> tuple[list[Row]
                     try:
                         await manager.mutate(id, increment)
                         done += 1
-                    except SessionConflict:  # it says so, and was not counted
+                    except SessionConflict:  # reported, so not counted
                         pass
                 return done
 

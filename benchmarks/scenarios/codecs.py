@@ -1,4 +1,4 @@
-"""The codecs beside json, orjson and pickle, timed by pyperf."""
+"""The codecs beside msgspec alone, json, orjson and pickle, timed by pyperf."""
 
 import subprocess
 import sys
@@ -12,12 +12,13 @@ from ..codec_timings import SIZES
 from ..measure import Bench
 from ..results import Result, Row, stat
 
+_DOES = ("encode", "decode")
 _QUICK = ("--processes=1", "--values=3", "--warmups=1", "--min-time=0.005")
 _FULL = ("--processes=3", "--values=5", "--warmups=1", "--min-time=0.02")
 
 
 def run(bench: Bench) -> Result:
-    """Measure one size after the other."""
+    """Measure one size after another."""
     quick = bench.settings.quick
     rows: list[Row] = []
     for size in bench.steps("codecs", SIZES[:2] if quick else SIZES):
@@ -27,7 +28,13 @@ def run(bench: Bench) -> Result:
         "codecs",
         rows,
         packages=["orjson", "pyperf"],
-        facts={f"json_over_jsoncodec_{does}": _times(rows, does) for does in ("encode", "decode")},
+        facts={
+            **{
+                f"json_over_jsoncodec_{does}": _times(rows, does, "json", "JsonCodec")
+                for does in _DOES
+            },
+            "jsoncodec_over_msgspec_encode": _times(rows, "encode", "JsonCodec", "msgspec"),
+        },
         rounds="pyperf's",
         seconds=None,
     )
@@ -42,7 +49,7 @@ def _timed(size: int, options: tuple[str, ...]) -> list[Row]:
                 *(*options, "--quiet", "--inherit-environ=PYTHONPATH", f"--output={path}"),
             ],
             check=True,
-            stdout=subprocess.DEVNULL,  # pyperf warns there of what the spread shows anyway
+            stdout=subprocess.DEVNULL,  # pyperf's warnings; the results have the spread
         )
         suite = pyperf.BenchmarkSuite.load(str(path))
     return [_row(benchmark) for benchmark in suite.get_benchmarks()]
@@ -59,11 +66,11 @@ def _row(benchmark: Any) -> Row:
     }
 
 
-def _times(rows: list[Row], does: str) -> str:
-    """How many times the time of JsonCodec the standard module takes, at 1 KB."""
+def _times(rows: list[Row], does: str, slower: str, faster: str) -> str:
+    """The time of one codec over that of another, at 1 KB."""
     medians = {
         row["codec"]: row["us"]["median"]
         for row in rows
         if row["does"] == does and row["size"] == SIZES[1]
     }
-    return f"{medians['json'] / medians['JsonCodec']:.1f}"
+    return f"{medians[slower] / medians[faster]:.1f}"

@@ -1,4 +1,4 @@
-"""A load, by every alternative: what it costs on the wire, and how fast it is."""
+"""A load by every alternative: its cost on the wire, its speed."""
 
 import asyncio
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 from aiosessions import Session
 
 from ..alternatives import ALTERNATIVES, GET, GET_EXPIRE, GETEX, LRU_EXPIRE, OURS, connected
-from ..measure import CALLERS, Bench, Cell, ratios
+from ..loops import CALLERS
+from ..measure import Bench, Cell, ratios
 from ..measure import rows as rows_of
 from ..relay import relaying
 from ..results import Claim, Result, Row, judge
-from ..servers import Target, targets
+from ..servers import MeasuredServer, targets
 from ..tables import who
 from ..wire import count
 from ..workload import sealed, sessions
@@ -43,7 +44,7 @@ def run(bench: Bench) -> Result:
 
 
 async def _run(
-    bench: Bench, target: Target, stored: list[Session[Any]]
+    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
 ) -> tuple[list[Row], list[Claim]]:
     ids = [session.id for session in stored]
     server = {"server": target.label}
@@ -88,8 +89,8 @@ async def _run(
     ]
 
 
-def _counted(wire: list[Row], target: Target) -> list[Claim]:
-    """What is exact: no rounds, no noise."""
+def _counted(wire: list[Row], target: MeasuredServer) -> list[Claim]:
+    """Claims about counted figures, which are free of noise."""
     by_way = {row["way"]: row for row in wire}
     ours, lru = by_way[OURS.name], by_way[LRU_EXPIRE.name]
     return [
@@ -106,7 +107,7 @@ def _counted(wire: list[Row], target: Target) -> list[Claim]:
             lambda _: ours["commands"] == {"GETEX": 1} and ours["executed"] == {"getex": 1},
         ),
         judge(
-            f"An LRU that still sends EXPIRE saves no round trip ({target.label})",
+            f"An LRU that still sends EXPIRE does not save a round trip ({target.label})",
             "exactly 1",
             [float(lru["round_trips"])],
             lambda turns: turns == 1,

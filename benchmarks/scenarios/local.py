@@ -1,6 +1,6 @@
-"""`LocalStorage` with up to a million sessions: time, memory, and pauses of the event loop.
+"""`LocalStorage` with up to a million sessions: time, memory and pauses.
 
-Every size is measured in a process of its own, so that its memory is its own.
+Every size has a separate process, because the memory of a process includes earlier sizes.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _FEW = 500
 
 
 class _Clock:
-    """The real clock, set forward at will."""
+    """The real clock, with an offset."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -44,7 +44,7 @@ class _Clock:
 def run(bench: Bench) -> Result:
     """Measure every size in turn, the largest once."""
     sizes = SIZES[:2] if bench.settings.quick else SIZES
-    # The largest takes long, and its figures vary least.
+    # The largest takes minutes, and its figures vary least.
     order = [
         size
         for number in range(min(bench.settings.rounds, 3))
@@ -129,11 +129,11 @@ async def _timed(action: Callable[[], Awaitable[object]]) -> float:
 
 
 async def _pauses(action: Callable[[], Awaitable[object]]) -> tuple[Sequence[float], float]:
-    """How long another task has to wait for each of its turns, while an action runs; and its time.
+    """Measure the waits of another task while an action runs.
 
-    The other task takes turns, too, so the action takes a little longer than alone.
+    The turns of the other task make the action a little longer.
     """
-    # Made before: what is allocated meanwhile changes when memory is given back to the system.
+    # Allocated before, because an allocation changes when memory returns to the system.
     waits = array("d", bytes(8 * 1_000_000))
     turns = 0
 
@@ -160,5 +160,5 @@ async def _pauses(action: Callable[[], Awaitable[object]]) -> tuple[Sequence[flo
 
 
 def _p99(values: Sequence[float]) -> float:
-    """What 99 of 100 do not exceed."""
+    """The 99th percentile."""
     return sorted(values)[math.ceil(len(values) * 0.99) - 1]

@@ -1,4 +1,4 @@
-"""Memory over many loads: what grows here would end a service."""
+"""Memory over many loads: growth would end a service."""
 
 import asyncio
 import gc
@@ -8,10 +8,10 @@ import psutil
 
 from aiosessions import Session
 
-from ..alternatives import storage_of
+from ..clients import storage_of
 from ..measure import Bench
 from ..results import Result, Row, judge
-from ..servers import Target, targets
+from ..servers import MeasuredServer, targets
 from ..workload import sessions
 
 _CALLERS = 256
@@ -20,7 +20,7 @@ _GROWTH_MB = 2.0
 
 
 def run(bench: Bench) -> Result:
-    """Load on and on, and look at the process now and then."""
+    """Load for minutes, and read the memory of the process at intervals."""
     loads = min(bench.settings.loads, 100_000) if bench.settings.quick else bench.settings.loads
     with targets(bench.settings) as (target, *_):
         rows = asyncio.run(_run(bench, target, sessions(), loads))
@@ -47,7 +47,9 @@ def run(bench: Bench) -> Result:
     )
 
 
-async def _run(bench: Bench, target: Target, stored: list[Session[Any]], loads: int) -> list[Row]:
+async def _run(
+    bench: Bench, target: MeasuredServer, stored: list[Session[Any]], loads: int
+) -> list[Row]:
     ids = [session.id for session in stored]
     process = psutil.Process()
     rows: list[Row] = []

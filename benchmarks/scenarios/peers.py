@@ -1,4 +1,4 @@
-"""Other libraries and drivers, in the same run: a load, and a request that changes one field."""
+"""Other libraries and drivers: a load, and a request that changes a field."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -6,12 +6,13 @@ from typing import Any
 
 from aiosessions import Session
 
-from ..measure import CALLERS, Bench, Cell
+from ..loops import CALLERS
+from ..measure import Bench, Cell
 from ..measure import rows as rows_of
 from ..peers import PEERS
 from ..relay import relaying
 from ..results import Result, Row
-from ..servers import Target, targets
+from ..servers import MeasuredServer, targets
 from ..wire import count
 from ..workload import sessions
 
@@ -32,7 +33,7 @@ def run(bench: Bench) -> Result:
     )
 
 
-async def _run(bench: Bench, target: Target, stored: list[Session[Any]]) -> list[Row]:
+async def _run(bench: Bench, target: MeasuredServer, stored: list[Session[Any]]) -> list[Row]:
     ids = [session.id for session in stored]
     rows: list[Row] = []
     cells: list[Cell] = []

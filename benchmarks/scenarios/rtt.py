@@ -1,4 +1,4 @@
-"""A load by every alternative, over links with round-trip times from none to 20 ms."""
+"""A load by every alternative, over round-trip times up to 20 ms."""
 
 import asyncio
 import socket
@@ -9,11 +9,12 @@ from typing import Any
 from aiosessions import Session
 
 from ..alternatives import ALTERNATIVES, LOCAL, OURS, connected
-from ..measure import CALLERS, Bench, Cell
+from ..loops import CALLERS
+from ..measure import Bench, Cell
 from ..measure import rows as rows_of
 from ..relay import RelayProcess, relaying
 from ..results import Claim, Result, Row, judge, select, stat
-from ..servers import Target, targets
+from ..servers import MeasuredServer, targets
 from ..wire import slope
 from ..workload import sessions
 
@@ -38,12 +39,12 @@ def run(bench: Bench) -> Result:
 
 
 def _rounds(bench: Bench) -> int:
-    """Six times as much to measure as elsewhere, so not more than three rounds."""
+    """At most three rounds, because there are six delays to measure."""
     return min(bench.settings.rounds, 3)
 
 
 async def _run(
-    bench: Bench, target: Target, stored: list[Session[Any]]
+    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
 ) -> tuple[list[Row], list[Claim]]:
     ids = [session.id for session in stored]
     rows: list[Row] = []
@@ -73,9 +74,9 @@ async def _run(
                     range(_rounds(bench)),
                 )
                 rows += rows_of(measured)
-                for cell, samples in measured:
-                    if cell.callers == 1:
-                        medians[cell.labels["way"]].append([sample.p50 for sample in samples])
+                for row, samples in measured:
+                    if row["callers"] == 1:
+                        medians[row["way"]].append([sample.p50 for sample in samples])
             relay.delay(0)
     return rows, [
         judge(
@@ -90,7 +91,7 @@ async def _run(
 
 
 def _ping(relay: RelayProcess) -> list[float]:
-    """What a round trip through the relay takes on a plain socket, in milliseconds."""
+    """Time round trips through the relay on a plain socket, in milliseconds."""
     times: list[float] = []
     with socket.create_connection(("127.0.0.1", relay.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -103,7 +104,7 @@ def _ping(relay: RelayProcess) -> list[float]:
 
 
 def _facts(rows: list[Row]) -> dict[str, str]:
-    """What a near cache would save: of a round trip and an overhead, all but its own time."""
+    """The time that a near cache would save, and its parts."""
 
     def p50(way: str, delay: float) -> float:
         row = select(rows, way=way, rtt_ms=delay)[0]  # the ping, or 1 caller

@@ -1,4 +1,4 @@
-"""What the server pays for a load: its time, and what it writes to replicas and to its log."""
+"""The cost of a load for the server: CPU, and bytes written."""
 
 import asyncio
 import statistics
@@ -9,13 +9,14 @@ from aiosessions import Session
 from tests.servers import binaries
 
 from ..alternatives import ALTERNATIVES, connected
-from ..measure import Bench, Operation
+from ..loops import Operation
+from ..measure import Bench
 from ..results import Result, Row, stat
-from ..servers import Snapshot, Target, embedded, label, replica, targets
+from ..servers import MeasuredServer, Snapshot, embedded, label, replica, targets
 from ..workload import sessions
 
 _CALLERS = 32
-# It is not rewritten, as it would be once it has grown, and shrink.
+# Without rewrites, which would shrink the file during a measurement.
 _DURABLE = (
     *("--appendonly", "yes", "--appendfsync", "everysec"),
     *("--auto-aof-rewrite-percentage", "0"),
@@ -23,7 +24,7 @@ _DURABLE = (
 
 
 def run(bench: Bench) -> Result:
-    """Measure on servers with a replica and an append-only file; or on the user's, as it is."""
+    """Measure with a replica and an append-only file, except on --url."""
     settings = bench.settings
     stored = sessions()
     rows: list[Row] = []
@@ -36,7 +37,7 @@ def run(bench: Bench) -> Result:
             else:
                 server = stack.enter_context(embedded(name, *_DURABLE))
                 stack.enter_context(replica(name, server))
-                target = Target(label(server), server.url, embedded=True)
+                target = MeasuredServer(label(server), server.url, embedded=True)
             rows += asyncio.run(_run(bench, target, stored, loads))
     return bench.result(
         "server",
@@ -49,7 +50,9 @@ def run(bench: Bench) -> Result:
     )
 
 
-async def _run(bench: Bench, target: Target, stored: list[Session[Any]], loads: int) -> list[Row]:
+async def _run(
+    bench: Bench, target: MeasuredServer, stored: list[Session[Any]], loads: int
+) -> list[Row]:
     ids = [session.id for session in stored]
     found: dict[str, list[Row]] = {}
     async with connected(target.url, stored) as clients:
@@ -63,7 +66,7 @@ async def _run(bench: Bench, target: Target, stored: list[Session[Any]], loads: 
                 bench.steadiness.probe()
                 before = Snapshot.of(client)
                 await _load(operations[name], ids, loads)
-                await asyncio.sleep(0.05)  # for the log and the replica to get their share
+                await asyncio.sleep(0.05)  # the log and the replica receive their bytes
                 found.setdefault(name, []).append(_per_load(Snapshot.of(client), before, loads))
     return [
         {"server": target.label, "way": name}
