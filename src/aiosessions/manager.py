@@ -27,7 +27,6 @@ from .session import D, Session, as_utc, check_id, new_session_id
 from .storage import Clock, Storage, When, milliseconds
 
 __all__ = ["ROTATED_KEY", "SessionManager"]
-
 _NO_DATA: Any = None  # for each D; a codec whose data type has no None refuses it
 
 
@@ -222,8 +221,9 @@ class SessionManager(Generic[D]):
         With a change, or with an id, the stored session is loaded, changed and moved; after a
         conflict again, as in `mutate`. With a session alone, the content of the object moves,
         changes that were not saved included. The old id never gets the change: it answers for
-        `grace` seconds with the session as it was. `created_at` does not move, and `expires_at`
-        only to an earlier time. After an error or a cancellation the old id works as before.
+        `grace` seconds (at most a TTL) with the session as it was. `created_at` does not move, and
+        `expires_at` only to an earlier time. After an error or a cancellation the old id works as
+        before; with a grace of 0, a cancellation in the last step may complete the rotation.
 
         Args:
             session: The session, or its id.
@@ -241,8 +241,8 @@ class SessionManager(Generic[D]):
             SessionExists: There is a session with the id `new_id`.
             InvalidSession: The session cannot be stored, or is too large to be marked as rotated,
                 or `change` has changed its id.
-            StorageUnavailable: The storage cannot be reached. If the outage lasts, the old id may
-                be read-only until its grace ends.
+            StorageUnavailable: The storage cannot be reached. The old id may be read-only until its
+                grace ends.
         """
         if new_id is not None:
             check_id(new_id)
@@ -268,7 +268,7 @@ class SessionManager(Generic[D]):
     async def _load(self, id: str) -> Session[D]:
         session = await self._storage.load(id)
         end = self._end_of(session)
-        if end != session.expires_at and self._is_past(end):
+        if end != session.expires_at and end and end <= self._now():
             # With its end in the record, the storage judges it, by the one clock of all replicas.
             bounded = msgspec.structs.replace(session, expires_at=end)
             with contextlib.suppress(SessionError):
@@ -292,7 +292,7 @@ class SessionManager(Generic[D]):
         end = self._end_of(session)
         saved = msgspec.structs.replace(session, updated_at=self._now(), expires_at=end)
         await self._storage.store(saved, when=When.UNCHANGED)
-        if end != session.expires_at and self._is_past(end):
+        if end != session.expires_at and end and end <= self._now():
             raise SessionNotFound(NOT_FOUND)
         session.updated_at = saved.updated_at
         session.expires_at = saved.expires_at
@@ -306,9 +306,6 @@ class SessionManager(Generic[D]):
         latest = created_at + min(self._max_lifetime, LATEST - created_at)
         return min(as_utc(session.expires_at or latest, "expires_at"), latest)
 
-    def _is_past(self, end: datetime | None) -> bool:
-        return end is not None and end <= self._now()
-
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time(), UTC)
 
@@ -318,12 +315,11 @@ def _id_of(session: Session[D] | str) -> str:
 
 
 def _check_storage(storage: object) -> None:
-    verbs = "store", "load", "delete", "delete_expired"
     if isinstance(storage, type):
         found = f"the class {storage.__name__}"
     elif isinstance(storage, str):
         found = "a URL; use RedisStorage.from_url(url, ttl=...)"
-    elif not all(callable(getattr(storage, verb, None)) for verb in verbs):
+    elif not all(callable(getattr(storage, verb, None)) for verb in ("store", "load", "delete")):
         found = type(storage).__name__
     else:
         return

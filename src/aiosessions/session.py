@@ -21,10 +21,12 @@ if TYPE_CHECKING:  # a default makes `Session` mean `Session[Any]`; at run time 
     from typing_extensions import TypeVar
 
     D = TypeVar("D", default=Any)
+    E = TypeVar("E", default=Any)  # for class methods of the bare class, which has no D yet
 else:
     from typing import TypeVar
 
     D = TypeVar("D")
+    E = TypeVar("E")
 
 _AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

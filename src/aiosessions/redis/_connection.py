@@ -138,8 +138,8 @@ class Connection:
         """Go on after a batch of replies."""
         pipeline = self.pipeline
         pending = replies + len(pipeline.in_flight)
-        # Callers go on, and probably send again. Half of their commands leave before the end of the
-        # turn, so that the server works on these while this process prepares the other half.
+        # Callers probably send again. Half of that leaves before the end of the turn, so that the
+        # server works on it while this process prepares the other half.
         self._flush_at = (pending + 1) // 2
         pipeline.forget_answered()
         self.bytes_received += size
@@ -295,8 +295,6 @@ class Connection:
         self.outage.begin(TimeoutError(), now)
         self._wake()
         self._on_outage()
-
-    # Deadlines.
 
     def _watch(self, moment: float) -> None:
         """Look at the deadlines at a moment: one timer, however many commands there are."""

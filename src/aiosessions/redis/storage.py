@@ -16,14 +16,14 @@ import time
 import warnings
 from collections import OrderedDict
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, cast
+from typing import Final, Generic, cast
 
 from redis.asyncio import Redis, RedisCluster
 
 from ..codec import Codec, JsonCodec
 from ..errors import CorruptSession, SessionError, SessionNotFound, StorageUnavailable
 from ..record import HEADER_BYTES, NOT_FOUND, VERSION, seal, unseal
-from ..session import D, Session, check_id
+from ..session import D, E, Session, check_id
 from ..storage import (
     Clock,
     Storage,
@@ -40,15 +40,6 @@ from ._cluster import ClusterRouter
 from ._driver import client_from_url
 from ._routing import Router
 from .health import RedisStatistics, ServerHealth, health
-
-if TYPE_CHECKING:  # as for D; `from_url` is called on the bare class, which has no D yet
-    from typing_extensions import TypeVar
-
-    E = TypeVar("E", default=Any)
-else:
-    from typing import TypeVar
-
-    E = TypeVar("E")
 
 _MAX_UNREADABLE: Final = 1024
 
