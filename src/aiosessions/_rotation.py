@@ -173,20 +173,22 @@ async def _to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     A shield of anyio does not hold back `asyncio.Task.cancel`, which `asyncio.timeout` uses.
     """
-    with anyio.CancelScope(shield=True):
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is None:  # trio, where the shield is enough
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    if loop is None:
+        with anyio.CancelScope(shield=True):  # enough on trio
             return await work()
-        task = loop.create_task(work(), name="aiosessions: rotation")
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
+        raise AssertionError  # pragma: no cover - a shield swallows no exception
+    task = loop.create_task(work(), name="aiosessions: rotation")
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
+        except asyncio.CancelledError as error:
+            cancelled = error
     if cancelled is None:
         return task.result()
     with contextlib.suppress(BaseException):
