@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from aiosessions import (
     Session,
@@ -25,11 +26,14 @@ from aiosessions import (
 )
 from aiosessions.redis import _connection
 from aiosessions.redis._channel import Channel
-from aiosessions.redis._commands import Command
+from aiosessions.redis._commands import INFO, Command
+from aiosessions.redis._connection import Connection
+from aiosessions.redis._driver import connection_factory
+from aiosessions.redis._errors import reason
 from aiosessions.redis._pipeline import Pipeline
 from tests.calls import LONG, Storage, load_all, many, our_tasks, outcome, stored, turns
 from tests.fault_proxy import Counts, FaultProxy, hold, replace, swallow, until
-from tests.servers import Server
+from tests.servers import Server, refused_port
 
 pytestmark = pytest.mark.every_loop
 
@@ -112,6 +116,80 @@ async def test_statistics_count_commands_and_bytes(proxy: FaultProxy, storage: S
     assert (after.connected, after.queued, after.in_flight, after.reconnects) == (1, 0, 0, 0)
     assert after.bytes_sent - before.bytes_sent == proxy.counts.bytes_in
     assert after.bytes_received - before.bytes_received == proxy.counts.bytes_out
+
+
+# Sockets, in the place of which a fake transport stands.
+
+
+class FakeTransport:
+    """A transport that keeps its data."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Keep the data."""
+        self.written.append(data)
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def channels(monkeypatch: pytest.MonkeyPatch) -> list[Channel]:
+    """The sockets that connections open from now on, each with a fake transport."""
+    channels: list[Channel] = []
+
+    async def open_connection(_connection: object, channel: Channel, _: float) -> FakeTransport:
+        channels.append(channel)
+        return FakeTransport()
+
+    monkeypatch.setattr(_connection, "open_connection", open_connection)
+    return channels
+
+
+def commands_written(channel: Channel) -> int:
+    """The number of commands that were written to a socket."""
+    assert isinstance(channel.transport, FakeTransport)
+    return b"".join(channel.transport.written).count(b"GETEX")
+
+
+async def test_full_socket_holds_back_commands(channels: list[Channel]) -> None:
+    """While the transport's buffer is full, commands wait in the queue."""
+    async with Storage.from_url("redis://localhost", ttl=60, timeout=LONG) as storage:
+        tasks = [asyncio.create_task(outcome(storage.load("first")))]
+        await until(lambda: channels and commands_written(channels[0]) == 1)
+        channels[0].pause_writing()
+        tasks += [asyncio.create_task(outcome(storage.load("second")))]
+        await turns(5)
+        assert (commands_written(channels[0]), storage.statistics().queued) == (1, 1)
+        channels[0].data_received(b"$-1\r\n")
+        await turns(5)
+        assert (commands_written(channels[0]), storage.statistics().queued) == (1, 1)
+
+        channels[0].resume_writing()
+        assert commands_written(channels[0]) == 2
+        channels[0].data_received(b"$-1\r\n")
+        assert await asyncio.gather(*tasks) == [SessionNotFound] * 2
+
+
+async def test_replaced_socket_is_ignored(channels: list[Channel]) -> None:
+    """After a socket was replaced, its replies and its end do not matter."""
+    async with Storage.from_url("redis://localhost", ttl=60, timeout=LONG) as storage:
+        loading = asyncio.create_task(outcome(storage.load("absent")))
+        await until(lambda: channels and commands_written(channels[0]) == 1)
+        channels[0].connection_lost(None)
+        await until(lambda: len(channels) == 2 and commands_written(channels[1]) == 1)
+        channels[0].data_received(b"$5\r\nstale\r\n")
+        channels[0].pause_writing()
+        channels[0].connection_lost(ConnectionResetError())
+        more = asyncio.create_task(outcome(storage.load("absent")))
+        await until(lambda: commands_written(channels[1]) == 2)
+        assert not loading.done()
+
+        channels[1].data_received(b"$-1\r\n$-1\r\n")
+        assert set(await asyncio.gather(loading, more)) == {SessionNotFound}
+        assert storage.statistics().reconnects == 1
 
 
 # Cancelled callers.
@@ -389,3 +467,33 @@ async def test_closed_storage_leaves_no_objects(proxy: FaultProxy) -> None:
 
     after = [each for each in gc.get_objects() if isinstance(each, parts)]
     assert [each for each in after if id(each) not in before] == []
+
+
+# The supervising task.
+
+
+async def test_command_at_the_end_of_the_task_waits() -> None:
+    """The task was not cancelled, so the reason of the outage stays the same."""
+    loop = asyncio.get_running_loop()
+    with refused_port() as port:
+        late = INFO.fill(loop.time() + 0.3)
+        reasons: set[str] = set()
+        scheduled: list[asyncio.Handle] = []
+
+        def on_outage() -> None:
+            reasons.add(reason(connection.outage.error))
+            if not connection.pipeline.waiting and not scheduled:
+                # Runs after the task has ended, and before its callbacks.
+                scheduled.append(loop.call_soon(connection.send, late))
+
+        factory = connection_factory(Redis(port=port))
+        connection = Connection(factory, 0.3, on_outage, ("127.0.0.1", port))
+        first = INFO.fill(loop.time() + 0.05)
+        connection.send(first)
+        await first.future
+        await until(lambda: scheduled)
+        await asyncio.sleep(0)
+        await late.future
+        await connection.aclose()
+
+    assert reasons == {"cannot connect: Connection refused"}

@@ -41,7 +41,9 @@ def _run(chosen: Sequence[Scenario], form: LoadForm) -> list[ScenarioResult]:
         result = asyncio.run(execute(scenario, form))
         results.append(result)
         took = time.monotonic() - start
-        _print(f"{scenario.name:<24}{took:5.1f} s  {'; '.join(result.problems) or 'passed'}")
+        outcome = "; ".join(result.problems) or "passed"
+        late = f"the latest call {result.latest * 1000:.0f} ms late"
+        _print(f"{scenario.name:<24}{took:5.1f} s  {outcome}, {late}")
     return results
 
 

@@ -21,7 +21,7 @@ from tests.leaks import said_by
 from .history import DELETE, LOAD, Event, secret_of
 
 # Seconds that a busy machine may add to a timeout, apart from the measured delays of the loop.
-_SLACK = 0.25
+_SLACK = 0.1
 _INTERVAL = 0.01
 _MAX_TOKENS = 1_000
 # The storage itself gives these reasons, so there is nothing to chain.

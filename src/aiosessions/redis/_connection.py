@@ -194,8 +194,10 @@ class Connection:
                 self._task = task
                 task.add_done_callback(self._ended, context=self._context)
 
-    def _ended(self, _: "asyncio.Task[None]") -> None:
-        """Go on after the task has ended; anyone may have cancelled it."""
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Go on after the task has failed; anyone may have cancelled it."""
+        if self._task is not task:
+            return
         self._task = None
         if self._closed is None and (self.channel is not None or self.pipeline.waiting):
             self._fail(ConnectionLost("the task that keeps the connection was cancelled"))
@@ -212,6 +214,7 @@ class Connection:
                 await self._changed
         if self.channel is not None:
             self._drop(TimeoutError())
+        self._task = None  # now, because a command may come before `_ended`
 
     async def _connect(self) -> None:
         """Make one attempt, after the pause that is due."""
