@@ -77,8 +77,8 @@ async def look_at_session(stage: Stage) -> None:
     async with storage:
         session = await storage.load(stream.request.headers["mcp-session-id"])
     kept = session.data
-    stage.report.fact("the URL kept with it", kept and kept.url, stage.backend.url)
-    ids = {session.id, kept and kept.session_id}
+    stage.report.fact("the URL kept with it", kept.url, stage.backend.url)
+    ids = {session.id, kept.session_id}
     stage.report.fact("ids (the client's, and the backend's kept with it)", len(ids), 2)
 
 
