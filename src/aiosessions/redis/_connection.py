@@ -189,18 +189,16 @@ class Connection:
             task = self._loop.create_task(
                 self._run(), name="aiosessions: connection", context=contextvars.Context()
             )
-            # Eager tasks have begun already, and may have ended.
-            if not task.done():
+            if not task.done():  # an eager task may have ended already
                 self._task = task
                 task.add_done_callback(self._ended, context=self._context)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Go on after the task has failed; anyone may have cancelled it."""
-        if self._task is not task:
-            return
-        self._task = None
-        if self._closed is None and (self.channel is not None or self.pipeline.waiting):
-            self._fail(ConnectionLost("the task that keeps the connection was cancelled"))
+        if self._task is task:
+            self._task = None
+            if self._closed is None and (self.channel is not None or self.pipeline.waiting):
+                self._fail(ConnectionLost("the task that keeps the connection was cancelled"))
 
     async def _run(self) -> None:
         """Connect while commands wait, and watch the channel until it is lost or stalls."""
