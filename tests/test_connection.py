@@ -17,6 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aiosessions import (
+    CorruptSession,
     Session,
     SessionNotFound,
     StorageClosed,
@@ -152,6 +153,38 @@ def commands_written(channel: Channel) -> int:
     """The number of commands that were written to a socket."""
     assert isinstance(channel.transport, FakeTransport)
     return b"".join(channel.transport.written).count(b"GETEX")
+
+
+async def test_burst_leaves_in_two_writes(channels: list[Channel]) -> None:
+    """On an idle connection the first command leaves at once, and the others together.
+
+    After a batch of replies, half of the next commands leave at once, and the others together.
+    """
+    async with Storage.from_url("redis://localhost", ttl=60, timeout=LONG) as storage:
+
+        async def load(number: int) -> list[int]:
+            """Load so many sessions at once; return the commands of each write."""
+            tasks = [asyncio.create_task(outcome(storage.load("absent"))) for _ in range(number)]
+            await until(lambda: channels and commands_written(channels[0]) == number)
+            transport = channels[0].transport
+            assert isinstance(transport, FakeTransport)
+            sizes = [each.count(b"GETEX") for each in transport.written]
+            transport.written.clear()
+            channels[0].data_received(b"$-1\r\n" * number)
+            assert await asyncio.gather(*tasks) == [SessionNotFound] * number
+            return sizes
+
+        small = asyncio.create_task(outcome(storage.load("small")))
+        await until(lambda: channels and commands_written(channels[0]) == 1)
+        channels[0].data_received(b"$5\r\nsmall\r\n")  # from now on, many fit into flight
+        assert await small is CorruptSession
+        assert isinstance(channels[0].transport, FakeTransport)
+        channels[0].transport.written.clear()
+
+        assert await load(100) == [1, 99]
+        assert await load(100) == [50, 50]
+        assert await load(1) == [1]
+        assert await load(100) == [1, 99]
 
 
 async def test_full_socket_holds_back_commands(channels: list[Channel]) -> None:

@@ -1,18 +1,16 @@
 """One connection to a server, shared by all callers, and replaced when it fails.
 
 Callers never touch the socket. `Connection.send` puts a command into the pipeline. A command that
-finds nothing in flight is written at once; the others of one turn of the event loop leave in one
-write. The replies resolve the futures of the commands as they arrive, without a task in between. So
-cancelling a caller disturbs no other, and hundreds of callers cost one connection and few system
-calls.
+finds nothing in flight is written at once. The others of one turn of the event loop leave in one
+write, or in two after a batch of replies. Replies resolve the futures of the commands as they
+arrive. So cancelling a caller disturbs no other, and hundreds of callers cost one connection.
 
 Invariants:
 
 - A `Channel` is one socket. Once anything is wrong with it, it is closed and never used again, so a
   reply of one socket cannot reach a command of another.
 - While there is a channel, or commands wait, one task supervises the connection: it connects, and
-  it replaces a lost channel. It runs in an empty context, so that no caller's context outlives the
-  call.
+  replaces a lost channel. It runs in an empty context, because it outlives its first caller.
 - A channel *stalls* when a reply has been due for a `timeout` and nothing arrives: nothing more is
   written to it, and the task makes another one. If the stalled channel answers first, it stays.
   Otherwise the new one replaces it. A slow server therefore fails only those commands whose own
@@ -77,7 +75,7 @@ class Connection:
         self._wake_at = _NEVER  # of the timer; uvloop's handles do not always know it
         self._ready = False  # commands may be written now
         self._flush_due = False
-        self._flush_at = 1  # this many queued commands are written without waiting for others
+        self._flush_at: float = 1  # so many queued commands leave before the end of the turn
         self._paused = self._stalled = False
         self._received_at = 0.0
         self._closed: Exception | None = None  # the reason
@@ -179,6 +177,7 @@ class Connection:
             data = batch[0] if len(batch) == 1 else b"".join(batch)
             self.bytes_sent += len(data)
             channel.transport.write(data)
+            self._flush_at = _NEVER  # once in a turn: the rest leaves at its end
 
     # Connecting.
 
@@ -238,6 +237,7 @@ class Connection:
         self._received_at = self._loop.time()
         self._paused = self._stalled = False
         self._ready = True
+        self._flush_at = 1
         self._flush()
 
     def _fail(self, error: Exception) -> None:
