@@ -29,7 +29,7 @@ from aiosessions import (
     new_session_id,
 )
 from aiosessions.testing import FakeClock
-from tests.fault_proxy import Exchange, FaultProxy, cut
+from tests.fault_proxy import Exchange, FaultProxy, cut, replace
 from tests.refusals import HEADER, ID, READS, SECRET, VERBS, contents, refused
 from tests.servers import Server
 
@@ -154,6 +154,22 @@ async def test_failed_removal_is_not_in_doubt(
     assert type(caught.value) is (SessionNotFound if losses == 1 else StorageUnavailable)
     assert not getattr(caught.value, "in_doubt", False)
     assert left(observer, session.id) == GONE
+
+
+async def test_impossible_answer_to_the_removal_is_not_in_doubt(
+    server: Server, clock: FakeClock, storage: RedisStorage[Any]
+) -> None:
+    """A load that gets a status no script returns fails, and has written nothing."""
+    session = await stored(storage, expires_at=clock.now() + timedelta(seconds=1))
+    clock.advance(1)
+    async with FaultProxy(server.port) as proxy:
+        for name in ("EVALSHA", "EVAL"):
+            proxy.on_reply(name, replace(b":7\r\n"))
+        async with RedisStorage[Any].from_url(proxy.url, ttl=TTL, clock=clock) as other:
+            with pytest.raises(StorageUnavailable, match="does not fit") as caught:
+                await other.load(session.id)
+
+    assert not caught.value.in_doubt
 
 
 @pytest.mark.parametrize("when", When)

@@ -167,11 +167,11 @@ _REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
 def refusal(status: Any) -> SessionError:
     """The error for the status of a conditional write that was not applied."""
     if status not in _REFUSALS:
-        return unfit()
+        return unfit(in_doubt=True)
     kind, message = _REFUSALS[status]
     return kind(message)
 
 
-def unfit() -> StorageUnavailable:
+def unfit(*, in_doubt: bool) -> StorageUnavailable:
     """The error for a reply that no script gives."""
-    return StorageUnavailable("the server's answer does not fit the command", in_doubt=True)
+    return StorageUnavailable("the server's answer does not fit the command", in_doubt=in_doubt)

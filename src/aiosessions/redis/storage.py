@@ -220,7 +220,7 @@ class RedisStorage(Storage[D], Generic[D]):
             if status == scripts.ABSENT:
                 raise SessionNotFound(NOT_FOUND)
             if status != scripts.CHANGED:
-                raise scripts.unfit()
+                raise scripts.unfit(in_doubt=False)
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`.
@@ -233,7 +233,7 @@ class RedisStorage(Storage[D], Generic[D]):
         key = self._key_prefix + id.encode()
         reply = await self._router.call(scripts.DELETE.fill(deadline, key, self._offset()))
         if reply not in (scripts.ABSENT, scripts.DONE):
-            raise scripts.unfit()
+            raise scripts.unfit(in_doubt=True)
         self._unreadable.pop(key, None)
         return bool(reply)
 
