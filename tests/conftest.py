@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from tests.fault_proxy import FaultProxy
+from tests.calls import LONG, Storage, stored
+from tests.fault_proxy import Counts, FaultProxy
 from tests.loops import LOOPS
 from tests.servers import Server, binaries, running
 
@@ -47,3 +48,27 @@ async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
     valkey.flush()
     async with FaultProxy(valkey.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def storage(proxy: FaultProxy) -> AsyncIterator[Storage]:
+    """A connected storage behind the proxy, which does not count the handshake."""
+    async with Storage.from_url(proxy.url, ttl=60, timeout=LONG) as storage:
+        await stored(storage)
+        proxy.counts = Counts(connections=1)
+        yield storage
+
+
+@pytest.fixture(scope="module")
+def fragile_server() -> Iterator[Server]:
+    """A server of this module."""
+    with running(binaries()["valkey"]) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile(fragile_server: Server) -> Iterator[Server]:
+    """A server that a test may pause, end or configure; the next test gets a new process."""
+    yield fragile_server
+    fragile_server.kill()
+    fragile_server.start()

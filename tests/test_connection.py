@@ -10,7 +10,6 @@ import gc
 import math
 import random
 import weakref
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -37,15 +36,6 @@ from tests.fault_proxy import Counts, FaultProxy, hold, replace, swallow, until
 from tests.servers import Server, refused_port
 
 pytestmark = pytest.mark.every_loop
-
-
-@pytest.fixture
-async def storage(proxy: FaultProxy) -> AsyncIterator[Storage]:
-    """A connected storage behind the proxy, which does not count the handshake."""
-    async with Storage.from_url(proxy.url, ttl=60, timeout=LONG) as storage:
-        await stored(storage)
-        proxy.counts = Counts(connections=1)
-        yield storage
 
 
 def bound(monkeypatch: pytest.MonkeyPatch, **bounds: int) -> None:

@@ -5,7 +5,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from tests.fault_proxy import (
     until,
 )
 from tests.leaks import said_by
-from tests.servers import Server, binaries, refused_port, running
+from tests.servers import Server, refused_port
 
 pytestmark = pytest.mark.every_loop
 
@@ -34,30 +34,6 @@ HANGS = 20.0
 """Seconds after which a call counts as endless."""
 EARLY = 0.01
 """Seconds by which a timer may be early."""
-
-
-@pytest.fixture
-async def storage(proxy: FaultProxy) -> AsyncIterator[Storage]:
-    """A connected storage behind the proxy, which does not count the handshake."""
-    async with Storage.from_url(proxy.url, ttl=60, timeout=LONG) as storage:
-        await stored(storage)
-        proxy.counts = Counts(connections=1)
-        yield storage
-
-
-@pytest.fixture(scope="module")
-def fragile_server() -> Iterator[Server]:
-    """A server of this module."""
-    with running(binaries()["valkey"]) as server:
-        yield server
-
-
-@pytest.fixture
-def fragile(fragile_server: Server) -> Iterator[Server]:
-    """A server that a test may pause or end; the next test gets a new process."""
-    yield fragile_server
-    fragile_server.kill()
-    fragile_server.start()
 
 
 async def recovered(storage: Storage) -> None:

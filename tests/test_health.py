@@ -19,25 +19,10 @@ from aiosessions.redis.health import health as health_of
 from tests.callers import cluster_storage
 from tests.fault_proxy import Counts, FaultProxy, delay, replace
 from tests.leaks import said_by
-from tests.servers import Server, binaries, refused_port, running
+from tests.servers import Server, binaries, refused_port
 from tests.topologies import Cluster, ask, cluster, mended
 
 Storage = RedisStorage[Any]
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[Server]:
-    """A server of this module."""
-    with running(binaries()["valkey"]) as server:
-        yield server
-
-
-@pytest.fixture
-def pliable(own_server: Server) -> Iterator[Server]:
-    """A server with settings that a test may change; a restart restores them."""
-    yield own_server
-    own_server.kill()
-    own_server.start()
 
 
 @pytest.fixture(scope="module")
@@ -155,27 +140,27 @@ async def test_silent_master_is_not_available(
 # Warnings.
 
 
-async def test_replica_causes_a_warning(pliable: Server) -> None:
+async def test_replica_causes_a_warning(fragile: Server) -> None:
     """A replica accepts neither writes nor loads."""
     with refused_port() as port:
-        ask(pliable, "REPLICAOF", "127.0.0.1", port)
-        (warning,) = await warnings_of(pliable)
+        ask(fragile, "REPLICAOF", "127.0.0.1", port)
+        (warning,) = await warnings_of(fragile)
     assert "replica" in warning
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "volatile-lru"])
-async def test_eviction_causes_a_warning(pliable: Server, policy: str) -> None:
+async def test_eviction_causes_a_warning(fragile: Server, policy: str) -> None:
     """All sessions have a TTL, so every policy except noeviction removes them at the limit."""
-    ask(pliable, "CONFIG", "SET", "maxmemory-policy", policy)
-    assert await warnings_of(pliable) == ()
+    ask(fragile, "CONFIG", "SET", "maxmemory-policy", policy)
+    assert await warnings_of(fragile) == ()
 
-    ask(pliable, "CONFIG", "SET", "maxmemory", "100mb")
-    (warning,) = await warnings_of(pliable)
+    ask(fragile, "CONFIG", "SET", "maxmemory", "100mb")
+    (warning,) = await warnings_of(fragile)
     assert policy in warning
     assert "noeviction" in warning
 
-    ask(pliable, "CONFIG", "SET", "maxmemory-policy", "noeviction")
-    assert await warnings_of(pliable) == ()
+    ask(fragile, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert await warnings_of(fragile) == ()
 
 
 def report(info: bytes) -> ServerHealth:
@@ -255,23 +240,23 @@ async def test_absent_server_is_unavailable() -> None:
                 await storage.ping()
 
 
-async def test_hanging_server_is_unavailable(pliable: Server) -> None:
+async def test_hanging_server_is_unavailable(fragile: Server) -> None:
     """`ping` raises at the timeout, and works again when the server goes on."""
-    async with Storage.from_url(pliable.url, ttl=60, timeout=0.3) as storage:
+    async with Storage.from_url(fragile.url, ttl=60, timeout=0.3) as storage:
         await storage.ping()
-        with mended(pliable):
-            pliable.pause()
+        with mended(fragile):
+            fragile.pause()
             with pytest.raises(StorageUnavailable, match="did not answer in time"):
                 await storage.ping()
         assert len(await storage.ping()) == 1
 
 
-async def test_user_without_the_right_is_refused(pliable: Server) -> None:
+async def test_user_without_the_right_is_refused(fragile: Server) -> None:
     """The error says that the right is missing; sessions do not need it."""
     password = "a-password-that-is-secret"
     rights = ("~session:*", "+getex", "+set", "+client|setname")
-    ask(pliable, "ACL", "SETUSER", "app", "on", f">{password}", *rights)
-    url = pliable.url.replace("redis://", f"redis://app:{password}@")
+    ask(fragile, "ACL", "SETUSER", "app", "on", f">{password}", *rights)
+    url = fragile.url.replace("redis://", f"redis://app:{password}@")
     async with Storage.from_url(url, ttl=60) as storage:
         with pytest.raises(StorageUnavailable, match="may not run a command") as caught:
             await storage.ping()

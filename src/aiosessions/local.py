@@ -27,6 +27,7 @@ from .storage import (
     Storage,
     When,
     check_codec,
+    check_count,
     check_moment,
     check_when,
     milliseconds,
@@ -80,10 +81,7 @@ class LocalStorage(Storage[D], Generic[D]):
         codec: Codec[D] = JsonCodec(),  # noqa: B008 - it has no state
         clock: Clock = time,
     ) -> None:
-        if isinstance(max_sessions, bool) or not isinstance(max_sessions, int):
-            raise TypeError(f"max_sessions is an int, not {type(max_sessions).__name__}")
-        if max_sessions < 1:
-            raise ValueError(f"max_sessions must be at least 1, not {max_sessions}")
+        check_count(max_sessions, "max_sessions")
         check_codec(codec)
         self._ttl = milliseconds(ttl, "ttl")
         self._codec = codec

@@ -24,7 +24,7 @@ from ._sweep import Sweeper
 from .errors import SessionConflict, SessionError, SessionNotFound, SessionRotated
 from .record import CHANGED, NOT_FOUND
 from .session import D, Session, as_utc, check_id, new_session_id
-from .storage import Clock, Storage, When, milliseconds
+from .storage import Clock, Storage, When, check_storage, milliseconds
 
 __all__ = ["ROTATED_KEY", "SessionManager"]
 _NO_DATA: Any = None  # for each D; a codec whose data type has no None refuses it
@@ -56,7 +56,7 @@ class SessionManager(Generic[D]):
         grace: float | timedelta = 10.0,
         clock: Clock = time,
     ) -> None:
-        _check_storage(storage)
+        check_storage(storage)
         self._storage = storage
         self._clock = clock
         self._max_lifetime = _optional(max_lifetime, "max_lifetime")
@@ -268,7 +268,7 @@ class SessionManager(Generic[D]):
     async def _load(self, id: str) -> Session[D]:
         session = await self._storage.load(id)
         end = self._end_of(session)
-        if end != session.expires_at and end and end <= self._now():
+        if self._outlived(session, end):
             # With its end in the record, the storage judges it, by the one clock of all replicas.
             bounded = msgspec.structs.replace(session, expires_at=end)
             with contextlib.suppress(SessionError):
@@ -292,7 +292,7 @@ class SessionManager(Generic[D]):
         end = self._end_of(session)
         saved = msgspec.structs.replace(session, updated_at=self._now(), expires_at=end)
         await self._storage.store(saved, when=When.UNCHANGED)
-        if end != session.expires_at and end and end <= self._now():
+        if self._outlived(session, end):
             raise SessionNotFound(NOT_FOUND)
         session.updated_at = saved.updated_at
         session.expires_at = saved.expires_at
@@ -306,24 +306,16 @@ class SessionManager(Generic[D]):
         latest = created_at + min(self._max_lifetime, LATEST - created_at)
         return min(as_utc(session.expires_at or latest, "expires_at"), latest)
 
+    def _outlived(self, session: Session[D], end: datetime | None) -> bool:
+        """Whether `max_lifetime` has ended the session, and its record does not say so."""
+        return end is not None and end != session.expires_at and end <= self._now()
+
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time(), UTC)
 
 
 def _id_of(session: Session[D] | str) -> str:
     return session.id if isinstance(session, Session) else session
-
-
-def _check_storage(storage: object) -> None:
-    if isinstance(storage, type):
-        found = f"the class {storage.__name__}"
-    elif isinstance(storage, str):
-        found = "a URL; use RedisStorage.from_url(url, ttl=...)"
-    elif not all(callable(getattr(storage, verb, None)) for verb in ("store", "load", "delete")):
-        found = type(storage).__name__
-    else:
-        return
-    raise TypeError(f"storage is a Storage, such as RedisStorage or LocalStorage, not {found}")
 
 
 def _optional(duration: float | timedelta | None, what: str) -> timedelta | None:

@@ -172,6 +172,40 @@ def check_moment(moment: datetime, what: str) -> datetime:
     return as_utc(moment, what)
 
 
+def check_count(number: int, what: str) -> None:
+    """Check that a number is a count of at least 1.
+
+    Raises:
+        TypeError: `number` is not an int.
+        ValueError: `number` is not positive.
+    """
+    if isinstance(number, bool) or not isinstance(number, int):
+        message = f"{what} is an int, not {type(number).__name__}"
+        raise TypeError(message)
+    if number < 1:
+        message = f"{what} must be at least 1, not {number}"
+        raise ValueError(message)
+
+
+def check_storage(storage: object) -> None:
+    """Check that `storage` is a storage, and not its class or a URL.
+
+    Raises:
+        TypeError: It is something else. The message says what to pass.
+    """
+    verbs = "store", "load", "delete", "delete_expired"
+    if isinstance(storage, type):
+        found = f"the class {storage.__name__}"
+    elif isinstance(storage, str):
+        found = "a URL; use RedisStorage.from_url(url, ttl=...)"
+    elif not all(callable(getattr(storage, verb, None)) for verb in verbs):
+        found = type(storage).__name__
+    else:
+        return
+    message = f"storage is a Storage, such as RedisStorage or LocalStorage, not {found}"
+    raise TypeError(message)
+
+
 def check_codec(codec: object) -> None:
     """Check that `codec` is a codec, and not its class or a data type.
 

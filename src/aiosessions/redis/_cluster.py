@@ -45,7 +45,7 @@ class ClusterRouter(Router):
     async def call(self, command: Command) -> Any:
         """See `Router.call`."""
         self._last_deadline = command.deadline
-        if self._map.master(command.key) is None and not self._map.masters():
+        if not self._map.known:
             await self._map.discover(command.deadline)
             self._check_open()
         reply = await super().call(command)
@@ -61,20 +61,18 @@ class ClusterRouter(Router):
     def _route(self, command: Command) -> Connection:
         address = self._map.master(command.key)
         if address is None:
-            masters = self._map.masters()
-            if not masters:
+            if not self._map.known:
                 raise self._no_map()
             # Any node names the master of the slot, or says that the cluster is down.
-            address = min(masters)
+            address = min(self._map.masters())
         return self._connection(address, command)
 
     async def _each(self, deadline: float) -> list[Connection]:
         await self._map.discover(deadline)
         self._check_open()
-        masters = self._map.masters()
-        if not masters:
+        if not self._map.known:
             raise self._no_map()
-        return [self._connection(each) for each in sorted(masters)]
+        return [self._connection(each) for each in sorted(self._map.masters())]
 
     async def _successor(
         self, attempt: Command, reply: Any, connection: Connection

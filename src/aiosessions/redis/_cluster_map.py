@@ -49,6 +49,8 @@ class ClusterMap:
         self._masters: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._discovery: asyncio.Task[None] | None = None
         self._next_discovery = 0.0
+        self.known = False
+        """Whether a map was ever found."""
         self.problem: tuple[Address, Exception] | None = None
         """Why the last discovery found no map, and which node said so; None if it found one."""
 
@@ -118,7 +120,7 @@ class ClusterMap:
                 continue
             with contextlib.suppress(TypeError, ValueError, AttributeError):  # not a map
                 self._masters = self._read(reply, address)
-                problem = None
+                self.known, problem = True, None
                 break
         self.problem = problem
 

@@ -41,8 +41,7 @@ class Template:
             return Command(
                 self, self.format % (len(key), key) if key else self.format, key, deadline
             )
-        slots = [part for word in (key, *words) for part in (len(word), word)]
-        return Command(self, self.format % tuple(slots), key, deadline)
+        return Command(self, self.format % _slots(key, *words), key, deadline)
 
 
 class Command:
@@ -136,8 +135,7 @@ class Script(Template):
 
     def send_source(self, command: Command) -> None:
         """Name the script by its source, for a server that does not know the digest."""
-        slots = [part for word in command.words for part in (len(word), word)]
-        command.payload = self._with_source % tuple(slots)
+        command.payload = self._with_source % _slots(*command.words)
 
 
 def getex(ttl: int) -> Template:
@@ -160,6 +158,11 @@ def _pack(*words: bytes | None) -> bytes:
         else:
             packed += (b"$%d\r\n%b\r\n" % (len(word), word)).replace(b"%", b"%%")
     return packed
+
+
+def _slots(*words: bytes) -> tuple[int | bytes, ...]:
+    """The parts for the slots of a format: each word and, before it, its length."""
+    return tuple(part for word in words for part in (len(word), word))
 
 
 ASKING: Final = _pack(b"ASKING")

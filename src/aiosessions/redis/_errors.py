@@ -215,9 +215,9 @@ def lost(error: Exception | None) -> ConnectionLost:
     """Why an established connection ended; None means that the server closed it."""
     if error is None:
         return ConnectionLost("the server closed the connection")
-    if isinstance(error, OSError) and error.errno:
-        return ConnectionLost(f"the connection was lost: {os.strerror(error.errno)}")
-    return ConnectionLost(f"the connection was lost: {type(error).__name__}")
+    number = _errno(error)
+    cause = os.strerror(number) if number else type(error).__name__
+    return ConnectionLost(f"the connection was lost: {cause}")
 
 
 def _errno(error: BaseException) -> int:

@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..record import CHANGED as CHANGED_TEXT
 from ..record import EXISTS as EXISTS_TEXT
-from ..record import NOT_FOUND
+from ..record import NO_DEADLINE, NOT_FOUND
 from ..storage import When
 from ._commands import Script
 
@@ -33,7 +33,9 @@ EXISTS: Final = -1
 CHANGED: Final = -2
 UNREADABLE: Final = -3
 
-_NOW = """
+_PRELUDE = f"""
+local none = '{NO_DEADLINE}'
+
 -- Milliseconds since the epoch.
 local function now(offset)
   local time = redis.call('TIME')
@@ -42,12 +44,11 @@ end
 """
 
 _STORE = (
-    _NOW
+    _PRELUDE
     + """
 -- KEYS: the session's key. ARGV: "absent", "present" or "unchanged"; the record; its TTL in
 -- milliseconds; the clock offset; the format version and the expected revision.
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
-local none = '999999999999999'
 
 local function write(...)
   local deadline = string.sub(ARGV[2], 18, 32)
@@ -112,7 +113,7 @@ STORE: Final = Script(_STORE, 5)
 STORE_UNCHANGED: Final = Script(_STORE, 5, retryable=True)
 
 DELETE: Final = Script(
-    _NOW
+    _PRELUDE
     + """
 -- KEYS: the session's key. ARGV: the clock offset.
 -- pcall: a value that is not a string cannot be read, but it can be deleted.
@@ -120,7 +121,7 @@ local head = redis.pcall('GETRANGE', KEYS[1], 0, 31)
 local dead = false
 if type(head) == 'string' and string.find(head, '^1................%d+$') and #head == 32 then
   local deadline = string.sub(head, 18, 32)
-  dead = deadline ~= '999999999999999' and tonumber(deadline) <= now(ARGV[1])
+  dead = deadline ~= none and tonumber(deadline) <= now(ARGV[1])
 end
 if redis.call('DEL', KEYS[1]) == 0 or dead then
   return 0
@@ -131,7 +132,7 @@ return 1
 )
 
 BURY: Final = Script(
-    _NOW
+    _PRELUDE
     + """
 -- Remove a record past its deadline, which a load has just renewed.
 -- KEYS: the session's key. ARGV: the header of the record; the clock offset.

@@ -29,6 +29,7 @@ from ..storage import (
     Storage,
     When,
     check_codec,
+    check_count,
     check_moment,
     check_when,
     milliseconds,
@@ -84,12 +85,7 @@ class RedisStorage(Storage[D], Generic[D]):
         if not key_prefix.endswith(":"):
             message = f"key_prefix must end with ':', and {key_prefix!r} does not"
             raise ValueError(message)
-        if isinstance(connections, bool) or not isinstance(connections, int):
-            message = f"connections is an int, not {type(connections).__name__}"
-            raise TypeError(message)
-        if connections < 1:
-            message = f"connections must be at least 1, not {connections}"
-            raise ValueError(message)
+        check_count(connections, "connections")
         check_codec(codec)
         self._ttl = milliseconds(ttl, "ttl")
         self._getex = commands.getex(self._ttl)
