@@ -142,7 +142,7 @@ def servers(session: nox.Session) -> None:
     session.log(f"{len(found)} servers")
     session.run(
         "pytest",
-        *(session.posargs or ["tests/test_contract.py"]),
+        *(session.posargs or ["tests/contract/test_contract.py"]),
         env={"AIOSESSIONS_SERVERS": os.pathsep.join(found)},
     )
 

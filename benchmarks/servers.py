@@ -18,7 +18,7 @@ import redis
 import trustme
 
 from aiosessions import Session
-from tests.servers import Server, ServerError, binaries, free_port, running
+from tests.support.servers import Server, ServerError, binaries, free_port, running
 
 from .measure import BenchSettings
 from .relay import relaying

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from tests.calls import LONG, Storage, stored
-from tests.fault_proxy import Counts, FaultProxy
-from tests.loops import LOOPS
-from tests.servers import Server, binaries, running
+from tests.support.clients import LONG, Storage, stored
+from tests.support.loops import LOOPS
+from tests.support.proxy import Counts, FaultProxy
+from tests.support.servers import Server, binaries, running
 
 pytest_plugins = ["pytester"]
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from aiosessions import Session
-from tests.servers import binaries
+from tests.support.servers import binaries
 
 from ..alternatives import ALTERNATIVES, connected
 from ..loops import Operation

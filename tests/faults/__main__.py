@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tests.loops import LOOPS
+from tests.support.loops import LOOPS
 
 from . import report
 from .run import SHORT, LoadForm, Scenario, ScenarioResult, execute

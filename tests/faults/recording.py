@@ -16,7 +16,7 @@ from typing import Any
 
 from aiosessions import Session, SessionError, Storage, StorageUnavailable, When
 from aiosessions.errors import InvalidSession, StorageClosed, StorageMisused
-from tests.leaks import said_by
+from tests.support.secrets import said_by
 
 from .history import DELETE, LOAD, Event, secret_of
 

@@ -21,8 +21,8 @@ import msgspec
 import redis
 
 from aiosessions import new_session_id
-from tests.loops import LOOPS
-from tests.servers import Server
+from tests.support.loops import LOOPS
+from tests.support.servers import Server
 
 from . import history
 from .checker import Verdict, check, early, unbridged

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.callers import slot_of
-from tests.fault_proxy import Exchange, Fault, FaultProxy, Tunnel, cut, reset, truncate
-from tests.servers import Server, binaries, refused_port, running
-from tests.topologies import Cluster, ask, cluster, eventually, move_keys, role, watched
+from tests.support.clients import slot_of
+from tests.support.proxy import Exchange, Fault, FaultProxy, Tunnel, cut, reset, truncate
+from tests.support.servers import Server, binaries, refused_port, running
+from tests.support.topologies import Cluster, ask, cluster, eventually, move_keys, role, watched
 
 from .checker import LATE
 from .run import Run, Scenario, stored

@@ -16,9 +16,9 @@ import msgspec
 
 from aiosessions import new_session_id
 from benchmarks.machine import environment
-from tests.loops import LOOPS
-from tests.servers import Server, binaries, refused_port, running
-from tests.topologies import ask, asking, connections
+from tests.support.loops import LOOPS
+from tests.support.servers import Server, binaries, refused_port, running
+from tests.support.topologies import ask, asking, connections
 
 from .report import Moment, SoakResults
 from .run import begin, end, start_worker

@@ -20,7 +20,7 @@ from unittest import mock
 import msgspec
 
 from aiosessions import SessionNotFound
-from tests.loops import LOOPS
+from tests.support.loops import LOOPS
 
 from . import history
 from .checker import cause

@@ -33,7 +33,7 @@ from aiosessions import (
     StorageUnavailable,
     When,
 )
-from tests.topologies import SENTINEL_NAME
+from tests.support.topologies import SENTINEL_NAME
 
 from .history import Event, content, id_of
 from .recording import LoopLag, RecordingStorage
@@ -82,7 +82,7 @@ class WorkerSettings(msgspec.Struct, omit_defaults=True):
         epoch: The start of the load, on the monotonic clock.
         clients: The number of clients in the process.
         timeout: The timeout of the storage, in seconds.
-        loop: The name of the event loop, of those in tests/loops.py.
+        loop: The name of the event loop, of those in tests/support/loops.py.
         connections: The number of connections per server.
         ttl: The TTL of the storage, in seconds.
         pause: The mean pause of a client between two steps, in seconds.

@@ -1,0 +1,235 @@
+"""The storages of this package under the contract of every storage.
+
+Tests do not wait: they advance a fake clock, and age the keys of their server by the same time. A
+few tests at the end use the clock of the server.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import anyio
+import fakeredis
+import pytest
+from redis.asyncio import Redis
+
+from aiosessions import (
+    Codec,
+    JsonCodec,
+    LocalStorage,
+    RedisStorage,
+    Session,
+    SessionNotFound,
+    When,
+    new_session_id,
+)
+from aiosessions.testing import (
+    FakeTime,
+    RemoteStorageContract,
+    SelfExpiringStorageContract,
+    SharedStorageContract,
+    StorageFactory,
+    SweptStorageContract,
+)
+from tests.support.servers import Server, SyncClient, age, refused_port
+
+
+class TestLocalStorage(FakeTime, SweptStorageContract):
+    """The local storage on asyncio."""
+
+    @pytest.fixture
+    def make_storage(self) -> StorageFactory:
+        """Storages on the fake clock."""
+
+        def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> LocalStorage[Any]:
+            return LocalStorage(ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
+
+        return make
+
+
+class TestLocalStorageOnTrio(TestLocalStorage):
+    """The local storage on trio."""
+
+    backend = "trio"
+
+
+class RedisContract(
+    FakeTime, RemoteStorageContract, SharedStorageContract, SelfExpiringStorageContract
+):
+    """`RedisStorage` over any server; subclasses have a client that ages its keys."""
+
+    tick = 5.0  # the clock of a server cannot be stopped, so a test may take this long
+
+    client: Callable[[], AbstractContextManager[SyncClient]]
+
+    async def advance(self, seconds: float) -> None:
+        """Advance the clock of the storages, and age the keys of the server."""
+        await super().advance(seconds)
+        with self.client() as client:
+            age(client, seconds)
+
+    def storage(self, client: "Redis", ttl: float, codec: Codec[Any] | None) -> RedisStorage[Any]:
+        """A storage that borrows a client."""
+        return RedisStorage(client, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
+
+    def owner(self, url: str, ttl: float, codec: Codec[Any] | None) -> RedisStorage[Any]:
+        """A storage with an owned client."""
+        return RedisStorage.from_url(
+            url, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock, timeout=5.0
+        )
+
+    @pytest.fixture
+    def make_unreachable_storage(self) -> Iterator[StorageFactory]:
+        """Storages of a port that refuses connections."""
+        with refused_port() as port:
+
+            def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> RedisStorage[Any]:
+                return self.owner(f"redis://127.0.0.1:{port}", ttl, codec)
+
+            yield make
+
+    async def test_deadline_is_exact_to_the_millisecond(self) -> None:
+        """A session ends at its deadline, although the server still has the key."""
+        storage = await self.open(ttl=5_000.0)
+        deadline = self.now() + timedelta(seconds=3_600)
+        sessions = [Session[Any](id=new_session_id(), expires_at=deadline) for _ in range(5)]
+        for session in sessions:
+            await storage.store(session)
+
+        self.clock.advance(3_599.999)
+        for session in sessions:
+            assert await storage.load(session.id) == session
+        self.clock.advance(0.001)
+
+        loaded, deleted, created, overwritten, saved = sessions
+        with pytest.raises(SessionNotFound):
+            await storage.load(loaded.id)
+        assert await storage.delete(deleted.id) is False
+        await storage.store(created, when=When.ABSENT)
+        with pytest.raises(SessionNotFound):
+            await storage.store(overwritten, when=When.PRESENT)
+        with pytest.raises(SessionNotFound):
+            await storage.store(saved, when=When.UNCHANGED)
+
+
+class TestRedisStorage(RedisContract):
+    """A storage with an owned client, on each available server."""
+
+    @pytest.fixture
+    def make_storage(self, redis_or_valkey: Server) -> StorageFactory:
+        """Storages on an empty server."""
+        redis_or_valkey.flush()
+        self.client = redis_or_valkey.client
+
+        def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> RedisStorage[Any]:
+            return self.owner(redis_or_valkey.url, ttl, codec)
+
+        return make
+
+
+class TestRedisStorageWithBorrowedClient(RedisContract):
+    """A storage with a borrowed client of default settings, on Valkey."""
+
+    @pytest.fixture
+    def make_storage(self, valkey: Server) -> StorageFactory:
+        """Storages on an empty server, each with its own client to borrow."""
+        valkey.flush()
+        self.client = valkey.client
+
+        @asynccontextmanager
+        async def make(
+            *, ttl: float = 60.0, codec: Codec[Any] | None = None
+        ) -> AsyncIterator[RedisStorage[Any]]:
+            async with (
+                Redis(host="127.0.0.1", port=valkey.port) as client,
+                self.storage(client, ttl, codec) as storage,
+            ):
+                yield storage
+                await storage.aclose()
+                assert await client.ping()
+
+        return make
+
+
+class TestRedisStorageOnFakeredis(RedisContract):
+    """A storage over fakeredis, which applications use in their tests."""
+
+    @pytest.fixture
+    def make_storage(self) -> StorageFactory:
+        """Storages on one fake server."""
+        server = fakeredis.FakeServer()
+        self.client = partial(fakeredis.FakeStrictRedis, server=server)
+
+        @asynccontextmanager
+        async def make(
+            *, ttl: float = 60.0, codec: Codec[Any] | None = None
+        ) -> AsyncIterator[RedisStorage[Any]]:
+            async with (
+                fakeredis.FakeAsyncRedis(server=server) as client,
+                self.storage(client, ttl, codec) as storage,
+            ):
+                yield storage
+
+        return make
+
+
+class TestClockOfTheServer:
+    """Expiry by the clock of the server, which ageing keys skips."""
+
+    def storage(self, server: Server, ttl: float) -> RedisStorage[Any]:
+        """A storage on the clock of the machine."""
+        return RedisStorage.from_url(server.url, ttl=ttl)
+
+    @pytest.fixture
+    async def server(self, redis_or_valkey: Server) -> AsyncIterator["Redis"]:
+        """A client of an empty server that announces each expiry of a key."""
+        redis_or_valkey.flush()
+        async with Redis.from_url(redis_or_valkey.url) as client:
+            await client.config_set("notify-keyspace-events", "Ex")
+            yield client
+
+    @pytest.fixture
+    async def expired(self, server: "Redis") -> AsyncIterator[AsyncIterator[Any]]:
+        """The announcements from now on."""
+        async with server.pubsub() as announcements:
+            await announcements.psubscribe("__keyevent@*__:expired")
+            messages = announcements.listen()
+            await anext(messages)  # the confirmation of the subscription
+            yield messages
+
+    @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT])
+    async def test_idle_session_expires(
+        self, redis_or_valkey: Server, expired: AsyncIterator[Any], when: When
+    ) -> None:
+        """The server removes a session after its TTL, and not before."""
+        session = Session[Any](id=new_session_id())
+        async with self.storage(redis_or_valkey, 0.1) as storage:
+            start = time.monotonic()
+            await storage.store(session, when=when)
+
+            with anyio.fail_after(10):
+                message = await anext(expired)
+
+            assert message["data"] == f"session:{session.id}".encode()
+            assert time.monotonic() - start > 0.09
+            with pytest.raises(SessionNotFound):
+                await storage.load(session.id)
+
+    @pytest.mark.parametrize("when", [When.ALWAYS, When.ABSENT])
+    async def test_session_expires_at_its_deadline(
+        self, redis_or_valkey: Server, expired: AsyncIterator[Any], when: When
+    ) -> None:
+        """The server removes a session at its deadline, although its TTL is an hour."""
+        session = Session[Any](id=new_session_id())
+        async with self.storage(redis_or_valkey, 3_600) as storage:
+            session.expires_at = datetime.now(UTC) + timedelta(milliseconds=100)
+            await storage.store(session, when=when)
+
+            with anyio.fail_after(10):
+                message = await anext(expired)
+
+            assert message["data"] == f"session:{session.id}".encode()
+            assert datetime.now(UTC) >= session.expires_at - timedelta(milliseconds=10)

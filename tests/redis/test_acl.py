@@ -1,0 +1,322 @@
+"""A user with the rights in docs/connecting.md can use a storage, and can do nothing else."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from aiosessions import RedisStorage, Session, StorageUnavailable, When, new_session_id
+from tests.support.clients import Caller, cluster_client, slot_of, timed_outcome
+from tests.support.connecting import acl_commands, kinds, run_block
+from tests.support.secrets import said_by
+from tests.support.servers import Server, binaries
+from tests.support.topologies import Cluster, ask, asking, cluster
+
+ON_A_SERVER, ON_A_NODE = acl_commands()
+NAME, PASSWORD = "sessions", "secret"
+
+# The commands that need no right.
+ALWAYS = {"auth", "hello", "quit", "reset"}
+
+
+def rights(command: list[str]) -> list[str]:
+    """The commands that an ACL SETUSER command allows."""
+    return [word for word in command if word.startswith("+")]
+
+
+@contextmanager
+def user(*servers: Server, command: list[str]) -> Iterator[None]:
+    """A user that exists during the block, made with the command of the documentation."""
+    try:
+        for server in servers:
+            ask(server, *command)
+        yield
+    finally:
+        for server in servers:
+            ask(server, "ACL", "DELUSER", command[2])
+
+
+@pytest.fixture
+def server(redis_or_valkey: Server) -> Iterator[Server]:
+    """Each available server, empty, with the user of the documentation."""
+    redis_or_valkey.flush()
+    with user(redis_or_valkey, command=ON_A_SERVER):
+        yield redis_or_valkey
+
+
+def storage_on(server: Server, password: str = PASSWORD, database: int = 0) -> RedisStorage[Any]:
+    """A storage that authenticates as the user."""
+    url = f"redis://{NAME}:{password}@127.0.0.1:{server.port}/{database}"
+    return RedisStorage.from_url(url, ttl=60)
+
+
+async def use(storage: RedisStorage[Any], server: Server) -> Caller:
+    """Use all verbs, first on a server that does not know the scripts, and with a deadline."""
+    ask(server, "SCRIPT", "FLUSH")
+    caller = Caller(storage, new_session_id)
+    await caller.use_all_verbs()
+    session = Session[Any](id=new_session_id())
+    session.expires_at = session.created_at + timedelta(hours=1)
+    if (await timed_outcome(storage.store(session, when=When.ABSENT)))[0]:
+        caller.unavailable.append(0)
+    return caller
+
+
+def test_page_shows_the_rights_twice() -> None:
+    """The page has a command for one server, and one with more rights for cluster nodes."""
+    assert ON_A_SERVER[:3] == ON_A_NODE[:3] == ["ACL", "SETUSER", NAME]
+    assert ON_A_NODE[: len(ON_A_SERVER)] == ON_A_SERVER
+    assert f">{PASSWORD}" in ON_A_SERVER
+    assert "~session:*" in ON_A_SERVER
+
+
+def test_page_has_these_examples() -> None:
+    """The tests of each kind of server run the example for it."""
+    assert kinds() == ["unix", "tls", "acl", "sentinel", "cluster"]
+
+
+def test_documented_example_runs(server: Server) -> None:
+    """The example of the documentation works with the address of this server."""
+    run_block("acl", {"localhost:6379": f"127.0.0.1:{server.port}"})
+
+    assert ask(server, "DBSIZE") == 1
+
+
+async def test_rights_are_enough(server: Server) -> None:
+    """All verbs work, and the server refuses only the introduction of redis-py."""
+    ask(server, "ACL", "LOG", "RESET")
+
+    async with storage_on(server) as storage:
+        caller = await use(storage, server)
+
+    assert caller.wrong == []
+    assert caller.unavailable == []
+    refused = {entry["object"] for entry in acl_log(server)}
+    assert refused <= {"client", "client|setinfo"}
+
+
+def acl_log(server: Server) -> list[dict[str, Any]]:
+    """The refusals that a server has logged."""
+    with server.client() as client:
+        entries: list[dict[str, Any]] = client.acl_log()
+    return entries
+
+
+@pytest.mark.parametrize("right", rights(ON_A_SERVER))
+async def test_every_right_is_needed(server: Server, right: str) -> None:
+    """Without any of the rights, some verbs are `StorageUnavailable`."""
+    ask(server, *[word for word in ON_A_SERVER if word != right])
+
+    async with storage_on(server) as storage:
+        caller = await use(storage, server)
+
+    assert caller.unavailable != []
+
+
+async def test_refusal_has_the_reason_and_no_secret(server: Server) -> None:
+    """The error of a missing right or a wrong password holds neither id nor password."""
+    ask(server, *[word for word in ON_A_SERVER if word != "+getex"])
+    id = new_session_id()
+
+    async with storage_on(server) as storage:
+        error, _ = await timed_outcome(storage.load(id))
+    async with storage_on(server, password="not-" + PASSWORD) as storage:
+        other, _ = await timed_outcome(storage.load(id))
+
+    assert type(error) is type(other) is StorageUnavailable
+    assert "may not run a command" in str(error)
+    assert "user name or password" in str(other)
+    assert not any(secret in said_by(each) for each in (error, other) for secret in (id, PASSWORD))
+
+
+async def test_other_prefix_is_refused(server: Server) -> None:
+    """The rights are for the keys of one prefix."""
+    async with (
+        Redis(port=server.port, username=NAME, password=PASSWORD) as client,
+        RedisStorage[Any](client, ttl=60, key_prefix="other:") as storage,
+    ):
+        caller = await use(storage, server)
+
+    assert len(caller.unavailable) > 10
+    assert ask(server, "DBSIZE") == 0
+
+
+def test_no_other_command_is_allowed(server: Server) -> None:
+    """Of all commands of the server, the user may run the named ones, and those without a right."""
+    with asking(server) as client:
+        names = client.execute_command("COMMAND LIST")
+        allowed = {name for name in names if may_run(client, name)}
+
+    assert len(names) > 200
+    assert allowed == ALWAYS | {right.removeprefix("+") for right in rights(ON_A_SERVER)}
+
+
+def may_run(client: Any, name: str) -> bool:
+    """Whether the user may run a command with any arguments."""
+    for count in range(10):
+        arguments = [*name.split("|"), *["other:x"] * count]
+        try:
+            answer = client.execute_command("ACL DRYRUN", NAME, *arguments)
+        except redis.ResponseError as error:
+            answer = str(error)
+        if "wrong number of arguments" not in answer.lower():
+            # The name of a group of commands, such as CONFIG, is "not found".
+            return "no permissions to run" not in answer and "not found" not in answer
+    raise AssertionError(name)
+
+
+async def test_ping_and_databases_need_more_rights(server: Server) -> None:
+    """The page names the rights for a readiness check and for another database."""
+    ask(server, *ON_A_SERVER, "+info", "+select")
+
+    async with storage_on(server, database=1) as storage:
+        (health,) = await storage.ping()
+        await storage.store(Session(id="mine"))
+
+    assert health.version
+    with server.client() as client:
+        client.select(1)
+        assert client.exists("session:mine")
+
+
+async def test_driver_may_introduce_itself(server: Server) -> None:
+    """With the right that the page names for redis-py, a server that knows it refuses nothing."""
+    if "client|setinfo" not in ask(server, "COMMAND LIST"):
+        with pytest.raises(redis.ResponseError, match="Unknown command"):
+            ask(server, *ON_A_SERVER, "+client|setinfo")
+        return
+    ask(server, *ON_A_SERVER, "+client|setinfo")
+    ask(server, "ACL", "LOG", "RESET")
+
+    async with storage_on(server) as storage:
+        await storage.store(Session(id="mine"))
+
+    assert acl_log(server) == []
+
+
+REFUSAL = r"(?i)permission|ACL failure in script|the user executing the script can't"
+FORBIDDEN = [
+    "GETEX other:x",
+    "SET other:x 1",
+    "DEL other:x",
+    "DEL session:x other:x",
+    "GET session:x",
+    "EXPIRE session:x 1",
+    "DUMP session:x",
+    "RENAME session:x session:y",
+    "COPY session:x session:y",
+    "KEYS *",
+    "SCAN 0",
+    "DBSIZE",
+    "RANDOMKEY",
+    "FLUSHDB",
+    "FLUSHALL",
+    "SELECT 1",
+    "SWAPDB 0 1",
+    "CONFIG GET requirepass",
+    "INFO",
+    "MONITOR",
+    "SUBSCRIBE session:x",
+    "PUBLISH channel message",
+    "CLIENT LIST",
+    "CLIENT KILL TYPE normal",
+    "CLIENT PAUSE 1",
+    "CLIENT TRACKING ON",
+    "ACL LIST",
+    "ACL WHOAMI",
+    "ACL SETUSER sessions +@all",
+    "SCRIPT FLUSH",
+    "SCRIPT LOAD 1",
+    "SHUTDOWN",
+    "REPLICAOF NO ONE",
+    "MULTI",
+    "EVAL_RO return 0",
+    "EVAL redis.call('GETEX','other:x') 0",
+    "EVAL redis.call('GETEX',KEYS[1]) 1 other:x",
+    "EVAL redis.call('SET','other:x','1') 0",
+    "EVAL redis.call('GET',KEYS[1]) 1 session:x",
+    "EVAL redis.call('KEYS','*') 0",
+    "EVAL redis.call('FLUSHALL') 0",
+    "EVAL redis.call('PUBLISH','channel','message') 0",
+    "EVAL redis.call('SELECT','1') 0",
+]
+
+
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_other_commands_and_keys_are_refused(server: Server, command: str) -> None:
+    """A script has the rights of its user only."""
+    with server.client() as client:
+        client.set("other:x", "theirs")
+        client.set("session:x", "mine")
+    restricted = redis.Redis(port=server.port, username=NAME, password=PASSWORD)
+    with restricted, pytest.raises(redis.ResponseError, match=REFUSAL):
+        restricted.execute_command(*command.split(" "))  # type: ignore[no-untyped-call]
+
+    with server.client() as client:
+        assert client.get("other:x") == b"theirs"
+        assert client.get("session:x") == b"mine"
+
+
+@pytest.fixture(scope="module", params=binaries())
+def shared_nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster of two masters, of each available server."""
+    patient = ("--cluster-node-timeout", "30000")  # see test_cluster.py
+    with cluster(binaries()[request.param], *patient, masters=2) as made:
+        yield made
+
+
+@pytest.fixture
+def nodes(shared_nodes: Cluster) -> Iterator[Cluster]:
+    """The cluster, with the user of the documentation on every node."""
+    shared_nodes.settle()
+    shared_nodes.flush()
+    with user(*shared_nodes.nodes, command=ON_A_NODE):
+        yield shared_nodes
+
+
+async def use_cluster(nodes: Cluster) -> Caller:
+    """Use all verbs in a slot before, during and after its move to the other node."""
+    for node in nodes.nodes:
+        ask(node, "SCRIPT", "FLUSH")
+    tag = new_session_id()
+    slot = slot_of(f"{{{tag}}}")
+    (target,) = (node for node in nodes.nodes if node is not nodes.owner(slot))
+    counter = itertools.count()
+    credentials = {"username": NAME, "password": PASSWORD}
+    async with (
+        cluster_client(nodes.nodes[0].port, **credentials) as client,
+        RedisStorage[Any](client, ttl=60) as storage,
+    ):
+        caller = Caller(storage, lambda: f"{{{tag}}}{next(counter)}")
+        if type((await timed_outcome(storage.load(tag)))[0]) is StorageUnavailable:
+            caller.unavailable.append(0)
+            return caller
+        await caller.use_all_verbs()
+        with nodes.moving(slot, target):
+            await caller.use_all_verbs()
+        await caller.use_all_verbs()
+    return caller
+
+
+async def test_rights_are_enough_in_a_cluster(nodes: Cluster) -> None:
+    """All verbs work, also while a slot moves."""
+    caller = await use_cluster(nodes)
+
+    assert caller.wrong == []
+    assert caller.unavailable == []
+
+
+@pytest.mark.parametrize("right", rights(ON_A_NODE[len(ON_A_SERVER) :]))
+async def test_every_right_is_needed_in_a_cluster(nodes: Cluster, right: str) -> None:
+    """Without any of the rights for clusters, some verbs are `StorageUnavailable`."""
+    for node in nodes.nodes:
+        ask(node, *[word for word in ON_A_NODE if word != right])
+
+    caller = await use_cluster(nodes)
+
+    assert caller.unavailable != []

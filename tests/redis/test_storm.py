@@ -1,0 +1,169 @@
+"""A storm of cancelled callers and lost connections: every reply goes to its own caller.
+
+Each test makes some thousands of loads, of which half are cancelled. The long form makes 200,000
+loads on each event loop:
+
+    AIOSESSIONS_STORM=100000 pytest tests/redis/test_storm.py
+"""
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from aiosessions import Session, StorageUnavailable, When, new_session_id
+from tests.support.clients import Storage
+from tests.support.proxy import FaultProxy, until
+from tests.support.servers import Server
+
+pytestmark = pytest.mark.every_loop
+
+LOADS = int(os.environ.get("AIOSESSIONS_STORM", "10000"))
+SESSIONS = 300
+CALLERS = 200
+DATABASE = 3
+
+
+class Storm:
+    """Callers that load and store sessions, of whom half are cancelled.
+
+    Each session names its owner, so a caller notices the session of another one.
+
+    Attributes:
+        counts: How many calls began, and how they ended.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._random = random.Random(7)  # noqa: S311 - the same in every run
+        self._secrets = {new_session_id(): new_session_id() for _ in range(SESSIONS)}
+        self.counts: Counter[str] = Counter()
+
+    def session(self, id: str, number: int = 0) -> Session[Any]:
+        """A session with the name of its owner in its data. The number decides its size."""
+        data = {"id": id, "secret": self._secrets[id], "filler": "x" * (number % 10) ** 5}
+        return Session(id=id, principal=self._secrets[id], data=data)
+
+    async def run(self, loads: int, disturb: Callable[[], Awaitable[int]]) -> None:
+        """Make loads, and a third as many stores, while connections are lost.
+
+        Args:
+            loads: The number of loads.
+            disturb: Ends connections, and returns how many.
+        """
+        await asyncio.gather(*(self._storage.store(self.session(id)) for id in self._secrets))
+        while self.counts["loads"] < loads:
+            victims: list[asyncio.Task[None]] = []
+            async with asyncio.TaskGroup() as tasks:
+                for number, id in enumerate(self._random.choices([*self._secrets], k=CALLERS)):
+                    task = tasks.create_task(self._call(id, number))
+                    if self._random.random() < 0.6:
+                        victims.append(task)
+                self._random.shuffle(victims)
+                tasks.create_task(self._cancel(victims))
+                await self._turns(12)
+                self.counts["lost connections"] += await disturb()
+        for id in self._secrets:
+            self._check(id, await self._storage.load(id))
+
+    async def _turns(self, most: int) -> None:
+        for _ in range(self._random.randint(0, most)):
+            await asyncio.sleep(0)
+
+    async def _cancel(self, victims: list[asyncio.Task[None]]) -> None:
+        """Cancel some callers at a time, over several turns of the event loop."""
+        while victims:
+            for _ in range(self._random.randrange(50)):
+                if victims:
+                    victims.pop().cancel()
+            await self._turns(2)
+
+    async def _call(self, id: str, number: int) -> None:
+        try:
+            await (self._load(id) if number % 4 else self._store(id, number))
+        except asyncio.CancelledError:
+            self.counts["cancelled"] += 1
+            raise
+        except StorageUnavailable:
+            self.counts["unavailable"] += 1
+        else:
+            self.counts["served"] += 1
+
+    async def _load(self, id: str) -> None:
+        self.counts["loads"] += 1
+        self._check(id, await self._storage.load(id))
+
+    async def _store(self, id: str, number: int) -> None:
+        self.counts["stores"] += 1
+        session = self.session(id, number)
+        await self._storage.store(session, when=self._random.choice([When.ALWAYS, When.PRESENT]))
+
+    def _check(self, id: str, loaded: Session[Any]) -> None:
+        data: Any = loaded.data
+        assert (loaded.id, data["id"]) == (id, id)
+        assert loaded.principal == data["secret"] == self._secrets[id]
+
+
+async def survive(storage: Storage, server: Server, disturb: Callable[[], Awaitable[int]]) -> None:
+    """Run a storm, and check that it was one."""
+    storm = Storm(storage)
+    await storm.run(LOADS, disturb)
+    counts = storm.counts
+    calls = counts["loads"] + counts["stores"]
+    assert counts["cancelled"] > calls // 4, counts
+    assert counts["served"] > calls // 4, counts
+    assert counts["lost connections"] > calls / CALLERS / 4, counts
+    assert counts["unavailable"] < calls // 10, counts  # commands that were lost too often
+    with redis.Redis(port=server.port, db=DATABASE) as direct:
+        assert direct.dbsize() == SESSIONS
+        assert direct.info("keyspace").keys() == {f"db{DATABASE}"}
+
+
+def storm_storage(port: int) -> Storage:
+    """A storage for the server, or the proxy, at a local port."""
+    return Storage.from_url(f"redis://127.0.0.1:{port}/{DATABASE}", ttl=600, timeout=30)
+
+
+async def test_storm_over_killed_connections(valkey: Server) -> None:
+    """CLIENT KILL ends the connection again and again; at the end nothing is left."""
+    valkey.flush()
+    tasks = asyncio.all_tasks()
+    with valkey.client() as direct:
+        others = {each["id"] for each in direct.client_list()}
+
+        async def kill() -> int:
+            return int(direct.client_kill_filter(_type="normal", skipme=True))
+
+        async with storm_storage(valkey.port) as storage:
+            await survive(storage, valkey, kill)
+            assert len({each["id"] for each in direct.client_list()} - others) == 1
+        assert asyncio.all_tasks() == tasks
+        await until(lambda: {each["id"] for each in direct.client_list()} <= others)
+
+
+async def test_storm_over_resets_and_stalls(valkey: Server) -> None:
+    """A network resets, closes and stalls connections; at the end nothing is left."""
+    valkey.flush()
+    rng = random.Random(8)  # noqa: S311 - the same in every run
+    tasks = asyncio.all_tasks()
+    async with FaultProxy(valkey.port) as proxy:
+
+        async def spoil() -> int:
+            proxy.stall()
+            await asyncio.sleep(0.001)
+            ended = 0
+            if rng.random() < 0.7:
+                ended = len(proxy.tunnels)
+                rng.choice([proxy.cut, proxy.reset])()
+            proxy.resume()
+            return ended
+
+        async with storm_storage(proxy.port) as storage:
+            await survive(storage, valkey, spoil)
+        await until(lambda: not proxy.tunnels)
+    assert asyncio.all_tasks() == tasks
