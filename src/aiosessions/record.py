@@ -130,5 +130,5 @@ def deadline_of(record: bytes) -> int:
 
 
 def revision_of(record: bytes) -> str:
-    """The revision of a record whose header is valid."""
+    """The revision of a record with a valid header."""
     return record[_REVISION].decode("ascii", "replace")

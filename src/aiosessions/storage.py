@@ -191,7 +191,7 @@ def check_storage(storage: object) -> None:
     """Check that `storage` is a storage, and not its class or a URL.
 
     Raises:
-        TypeError: It is something else. The message says what to pass.
+        TypeError: It is something else. The message names the right argument.
     """
     verbs = "store", "load", "delete", "delete_expired"
     if isinstance(storage, type):
@@ -210,7 +210,7 @@ def check_codec(codec: object) -> None:
     """Check that `codec` is a codec, and not its class or a data type.
 
     Raises:
-        TypeError: It is something else. The message says what to pass.
+        TypeError: It is something else. The message names the right argument.
     """
     if isinstance(codec, type):
         if callable(getattr(codec, "encode", None)) and callable(getattr(codec, "decode", None)):

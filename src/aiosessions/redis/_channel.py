@@ -54,7 +54,7 @@ class Channel(Receiver):
         self.transport: Transport | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Resolve the futures of the commands whose replies have arrived."""
+        """Resolve the futures of the answered commands."""
         owner = self._owner
         if owner.channel is not self:
             return

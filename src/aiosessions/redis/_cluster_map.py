@@ -7,7 +7,7 @@ Invariants:
 
 - The map is our own. The borrowed client only tells addresses and settings.
 - At most one discovery runs at a time, and at most four begin in a second, however many commands
-  fail. A caller that is cancelled, or whose deadline passes, leaves the discovery to the others.
+  fail. A caller that is cancelled or runs out of time leaves the discovery to the others.
 """
 
 import asyncio

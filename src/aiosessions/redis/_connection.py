@@ -13,8 +13,8 @@ Invariants:
   replaces a lost channel. It runs in an empty context, because it outlives its first caller.
 - A channel *stalls* when a reply has been due for a `timeout` and nothing arrives: nothing more is
   written to it, and the task makes another one. If the stalled channel answers first, it stays.
-  Otherwise the new one replaces it. A slow server therefore fails only those commands whose own
-  deadline passes.
+  Otherwise the new one replaces it. A slow server therefore fails only commands past their own
+  deadline.
 - Commands wait for a new connection as long as the outage lets them (see _outage.py).
 """
 

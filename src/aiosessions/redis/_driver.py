@@ -8,7 +8,7 @@ A borrowed client is only read: its pool is neither used nor changed. Each conne
 settings of the client, except that
 
 - it does not retry, because the pipeline decides about that;
-- it has no timeouts, because commands have deadlines and connecting has one of its own;
+- it sets no timeouts: commands have deadlines, and connecting has a separate one;
 - maintenance notifications are off, because they would change timeouts in use.
 """
 
@@ -203,7 +203,7 @@ async def open_connection(
     """Connect, take the transport over, and give it to the receiver.
 
     Raises:
-        ConnectError: There is no connection. Nothing of it remains.
+        ConnectError: The attempt failed. Nothing of it remains.
     """
     problem: Exception
     try:
@@ -230,7 +230,7 @@ async def _take_over(connection: AbstractConnection, receiver: Receiver) -> Tran
     """Take the transport out of the connection, and give it to the receiver."""
     writer, reader = _private(connection, "_writer"), _private(connection, "_reader")
     if not isinstance(writer, asyncio.StreamWriter):
-        return ReplyPump(connection, receiver)  # fakeredis, which has no transport
+        return ReplyPump(connection, receiver)  # fakeredis does not have a transport
     if await connection.can_read():
         message = "the server sent more than the handshake asked for, or closed the connection"
         raise ConnectError(message, transient=True)

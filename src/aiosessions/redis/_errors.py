@@ -122,7 +122,7 @@ def connect_error(error: Exception, address: str, *, tls: bool) -> ConnectError:
     """Explain why a connection could not be made, with the likely mend.
 
     Args:
-        error: The exception of the driver, whose text may hold anything.
+        error: The exception of the driver. Its text may hold anything.
         address: The address that was tried.
         tls: Whether the connection uses TLS.
     """

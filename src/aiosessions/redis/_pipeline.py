@@ -137,7 +137,7 @@ class Pipeline:
     def next_batch(self, now: float, timeout: float) -> list[bytes]:
         """Take the payloads to write now; none if there is no command, or no room in flight.
 
-        One command always has room, whatever its size.
+        One command of any size always has room.
 
         Args:
             now: The time on the event loop's clock.

@@ -6,7 +6,7 @@ later and on every Valkey, standalone and in a cluster. A native compare-and-set
 
 The scripts judge deadlines by the clock of the server, so that a replica of the service with a
 wrong clock neither overwrites nor denies a live session. Each script takes an offset in
-microseconds to add to that clock: 0, unless the storage was given a clock of its own.
+microseconds to add to that clock: 0, unless the storage got a clock.
 
 Status codes: 1 written, deleted or alive; 0 absent; -1 exists; -2 changed; -3 unreadable.
 """

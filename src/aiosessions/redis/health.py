@@ -39,7 +39,7 @@ class RedisStatistics(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         connected: Connections that are up.
         queued: Commands that wait to be written.
-        in_flight: Commands that were written and whose replies are to come.
+        in_flight: Commands that were written and wait for their replies.
         reconnects: Connections that were made in place of lost ones.
         bytes_sent: Bytes of commands.
         bytes_received: Bytes of replies.

@@ -109,7 +109,7 @@ class RedisStorage(Storage[D], Generic[D]):
         connections: int = 1,
         clock: Clock = time,
     ) -> "RedisStorage[E]":
-        """Make a storage with a client of its own, which `aclose` closes. Nothing connects yet.
+        """Make a storage that owns its client: `aclose` closes it. Nothing connects yet.
 
         Args:
             url: `redis://[user:password@]host[:port][/db]` or `valkey://...`; `rediss://` or
