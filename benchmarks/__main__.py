@@ -2,21 +2,23 @@
 
 import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from . import page, plots, results
-from .measure import Bench, BenchSettings
-from .results import FOLDER, Result
+from . import plots, tables
+from .declared import PLOTS, TABLES
+from .measure import Bench
+from .results import FOLDER, Result, committed, write
 from .scenarios import SCENARIOS
-from .tables import Table, summary, tables
 
 _NOT_IN_ALL = {"memory"}  # minutes on end for one figure
+_WIDTH = 80
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,30 +26,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a file is not wrapped to the width of a terminal
+        console = Console(width=_WIDTH)
     if options.scenario == "report":
-        page.rewrite(results.committed())
-        plots.draw_all(results.committed(), FOLDER)
+        tables.rewrite(committed(), TABLES)
+        for result in committed().values():
+            _draw(result, FOLDER)
         return 0
     names = [name for name in SCENARIOS if name not in _NOT_IN_ALL]
-    if options.scenario != "all":
-        names = [options.scenario]
     folder = _folder(options)
-    found: list[Result] = []
-    for name in names:
+    for name in names if options.scenario == "all" else [options.scenario]:
         start = time.monotonic()
-        with Bench(_settings(options), console) as bench:
-            result = SCENARIOS[name](bench)
-        found.append(result)
-        if options.json is not None:
-            results.write_all(found, options.json)
-        if folder is not None:
-            results.write(result, folder / f"{name}.json")
-            plots.draw(result, folder)
+        bench = Bench(
+            console,
+            quick=options.quick,
+            rounds=options.rounds or (3 if options.quick else 9),
+            seconds=options.seconds or (0.1 if options.quick else 0.3),
+            url=options.url,
+            server=options.server,
+            loads=options.loads,
+        )
+        result = SCENARIOS[name](bench)
+        write(result, folder / f"{name}.json")
         _show(result, console)
+        for path in [folder / f"{name}.json", *_draw(result, folder)]:
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         console.print(f"{time.monotonic() - start:.0f} s", style="dim")
     if folder == FOLDER:
-        page.rewrite(results.committed())
+        tables.rewrite(committed(), TABLES)
     return 0
 
 
@@ -68,65 +73,78 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--url", help="a server of your own, instead of embedded servers")
     parser.add_argument("--server", choices=["valkey", "redis"], help="only this embedded server")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the results to this file"
-    )
-    parser.add_argument(
         "--into",
         type=Path,
         metavar="FOLDER",
         help="the folder for results and plots (default: docs/benchmarks for a full run on "
-        "embedded servers, and none for other runs)",
+        "embedded servers, and a new temporary folder for other runs)",
     )
-    parser.add_argument("--rounds", type=int, help="the number of rounds")
-    parser.add_argument("--seconds", type=float, help="the duration of a closed loop")
-    parser.add_argument(
-        "--loads",
-        type=int,
-        default=10_000_000,
-        help="the number of loads in 'memory' (default: %(default)s)",
-    )
+    for name, kind, default, text in (
+        ("--rounds", int, None, "the number of rounds"),
+        ("--seconds", float, None, "the duration of a closed loop"),
+        ("--loads", int, 10_000_000, "the number of loads in 'memory' (default: %(default)s)"),
+    ):
+        parser.add_argument(name, type=_positive(kind), default=default, help=text)
     return parser.parse_args(arguments)
 
 
-def _settings(options: argparse.Namespace) -> BenchSettings:
-    return BenchSettings(
-        quick=options.quick,
-        rounds=options.rounds or (3 if options.quick else 9),
-        seconds=options.seconds or (0.1 if options.quick else 0.3),
-        url=options.url,
-        server=options.server,
-        loads=options.loads,
-    )
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A type of option that refuses zero and negative numbers."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError("must be above zero")
+        return value
+
+    return parse
 
 
-def _folder(options: argparse.Namespace) -> Path | None:
-    """The folder for results; None for quick runs and other servers."""
+def _folder(options: argparse.Namespace) -> Path:
+    """The folder for results: quick runs and runs on other servers replace nothing."""
     if options.into is not None:
         return Path(options.into).resolve()
     if options.quick or options.url or options.server:
-        return None
+        return Path(tempfile.mkdtemp(prefix="aiosessions-bench-"))
     return FOLDER
+
+
+def _draw(result: Result, folder: Path) -> list[Path]:
+    drawn = [plots.draw(plot, result, folder) for plot in PLOTS[result.scenario]]
+    return [path for path in drawn if path]
 
 
 def _show(result: Result, console: Console) -> None:
     """Print the result of a scenario."""
     console.rule(result.scenario)
-    for line in summary(result):
-        console.print(line, highlight=False)
-    for table in tables(result):
-        console.print(_rich(table))
-        if table.note:
-            console.print(table.note, style="dim", highlight=False)
+    machine = result.environment
+    console.print(
+        f"{machine.python}, {machine.machine}, {machine.cores} cores. "
+        f"A fixed computation varied by {result.noise.spread:.0%}.",
+        highlight=False,
+    )
+    for what, why in result.missing.items():
+        console.print(f"Not measured: {what}, {why}.", highlight=False)
+    made = [tables.claims(result.claims)] if result.claims else []
+    for table in TABLES[result.scenario]:
+        made += tables.sheets(table, result.rows)
+    for sheet in made:
+        console.print(_rich(sheet))
 
 
-def _rich(table: Table) -> RichTable:
-    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for place, name in enumerate(table.columns):
-        cells = [row[place] for row in table.rows]
-        numeric = all(cell[:1].isdigit() or not cell for cell in cells)
-        shown.add_column(name, justify="right" if numeric else "left")
-    for row in table.rows:
-        shown.add_row(*row)
+def _rich(sheet: tables.Sheet) -> RichTable:
+    shown = RichTable(
+        title=sheet.title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=sheet.note or None,
+    )
+    for place, head in enumerate(sheet.heads):
+        numeric = place and all(line[place][:1].isdigit() for line in sheet.cells if line[place])
+        shown.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    for line in sheet.cells:
+        shown.add_row(*line)
     return shown
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
-from .relay import be_punctual
+from tests.support.proxy_process import reduce_timer_slack
 
 _LEAD = 0.02
 
@@ -92,7 +92,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> Iterator[Arrivals]:
 
 
 def _main() -> None:
-    be_punctual()
+    reduce_timer_slack()
     times = schedule(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
     signals = sys.stdout.fileno()
     os.write(signals, b"r")

@@ -1,9 +1,7 @@
-"""Measures a client in a separate process.
+"""A client in a separate process, with its own event loop, heap and CPU clock.
 
-The process gives each client its own event loop, heap and CPU clock.
-
-`client_process` starts this module. A `Job` opens one of the `clients`; each `ClosedLoop` or
-`OpenLoop` that follows is one run, and a line of JSON answers it.
+`client_process` starts this module. A `Job` opens one of the `WAYS`; each `Run` that follows is
+answered by a line of JSON.
 """
 
 import asyncio
@@ -12,76 +10,33 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import IO, Final, cast
+from typing import Final
 
 import msgspec
 import uvloop
 
-from .clients import CLIENTS
-from .loops import Measurement, Operation, closed_loop, open_loop
+from .loops import Measurement, Run
+from .peers import PEERS
 from .results import Row
+from .ways import WAYS
 
 AIOFASTNET: Final = "asyncio, aiofastnet"
-_ENDS_WITHIN: Final = 60
+_ENDS_WITHIN: Final = 120
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A client to measure.
-
-    Attributes:
-        way: Its name in `CLIENTS`.
-        loop: Its event loop, one of `LOOPS`.
-        server: The label of the server in rows.
-        url: The URL of the server.
-        ids: The stored sessions.
-    """
+    """A client to measure: its name in `WAYS`, a URL, and the stored sessions."""
 
     way: str
-    loop: str
     server: str
     url: str
     ids: list[str]
+    loop: str = "asyncio"
 
     @property
     def labels(self) -> Row:
         """The labels of its rows."""
         return {"loop": self.loop, "server": self.server, "way": self.way}
-
-
-class ClosedLoop(msgspec.Struct, frozen=True, tag=True):
-    """A run of `loops.closed_loop`."""
-
-    seconds: float
-    callers: int
-
-    @property
-    def labels(self) -> Row:
-        """The labels of its row."""
-        return {"callers": self.callers}
-
-    async def run(self, operation: Operation, ids: list[str]) -> Measurement:
-        """Measure an operation."""
-        return await closed_loop(operation, ids, self.callers, self.seconds)
-
-
-class OpenLoop(msgspec.Struct, frozen=True, tag=True):
-    """A run of `loops.open_loop`."""
-
-    seconds: float
-    rate: int
-    seed: int
-
-    @property
-    def labels(self) -> Row:
-        """The labels of its row."""
-        return {"rate": self.rate}
-
-    async def run(self, operation: Operation, ids: list[str]) -> Measurement:
-        """Measure an operation."""
-        return await open_loop(operation, ids, self.rate, self.seconds, self.seed)
-
-
-Run = ClosedLoop | OpenLoop
 
 
 class _Ready(msgspec.Struct):
@@ -93,9 +48,10 @@ class _Ready(msgspec.Struct):
 class ClientProcess:
     """A process with an open client. `client_process` starts one."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._requests = cast("IO[bytes]", process.stdin)
-        self._replies = cast("IO[bytes]", process.stdout)
+    def __init__(self, process: "subprocess.Popen[bytes]", job: Job) -> None:
+        self._process = process
+        self.job = job
+        self._send(job)
 
     def missing(self) -> str:
         """Wait for the client, and return why it is missing, or ""."""
@@ -105,52 +61,46 @@ class ClientProcess:
         """Make a run.
 
         Raises:
-            RuntimeError: The process ended; a run that takes a minute ends it.
+            RuntimeError: The process ended; a run that takes two minutes ends it.
         """
-        self.send(run)
+        self._send(run)
         return msgspec.json.decode(self._reply(), type=Measurement)
 
-    def send(self, request: msgspec.Struct) -> None:
-        """Send a line of JSON."""
-        self._requests.write(msgspec.json.encode(request) + b"\n")
-        self._requests.flush()
+    def _send(self, request: msgspec.Struct) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker
+        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        self._process.stdin.flush()
 
     def _reply(self) -> bytes:
-        line = self._replies.readline()
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker
+        line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the client failed, or a run of it did not end")
+            raise RuntimeError(f"{self.job.way} failed, or a run of it did not end")
         return line
 
 
 @contextmanager
 def client_process(job: Job) -> Iterator[ClientProcess]:
-    """Start a process that opens a client; end it with the block."""
-    process = subprocess.Popen(  # noqa: S603 - this module
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        made = ClientProcess(process)
-        made.send(job)
-        yield made
-    finally:
-        process.communicate()  # closes its input, which ends it
+    """A process with an open client, which ends with the block."""
+    with subprocess.Popen(  # noqa: S603 - this module
+        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield ClientProcess(process, job)
+        finally:
+            process.communicate()  # closes its input, which ends it
 
 
 async def _serve(job: Job) -> None:
     async with AsyncExitStack() as stack:
-        try:
-            operation = await stack.enter_async_context(CLIENTS[job.way](job.url))
-        except ImportError as error:
-            _answer(_Ready(f"cannot be imported: {error}"))
-            return
+        opened = (WAYS | PEERS)[job.way].open(job.url, job.ids)
+        operations = await stack.enter_async_context(opened)
         _answer(_Ready())
         # In a thread, so that the client's tasks run between the measurements.
         while line := await asyncio.to_thread(sys.stdin.readline):
             signal.alarm(_ENDS_WITHIN)  # its default action ends the process
             run = msgspec.json.decode(line, type=Run)
-            _answer(await run.run(operation, job.ids))
+            _answer(await run.run(operations[run.operation], job.ids))
             signal.alarm(0)
 
 
@@ -174,8 +124,7 @@ LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
 def _main() -> None:
     job = msgspec.json.decode(sys.stdin.readline(), type=Job)
     try:
-        runner = asyncio.Runner(loop_factory=LOOPS[job.loop])
-        with runner:
+        with asyncio.Runner(loop_factory=LOOPS[job.loop]) as runner:
             runner.run(_serve(job))
     except ImportError as error:
         _answer(_Ready(f"cannot be imported: {error}"))

@@ -1,4 +1,4 @@
-"""Runs an operation in a closed loop or in an open loop.
+"""Runs an operation: a number of times, in a closed loop, or in an open loop.
 
 - In a closed loop each of some callers waits for its reply and asks again.
 - In an open loop loads arrive at times that were drawn before the run. Latency counts from the
@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
+import psutil
 
 from .arrivals import arrivals
+from .results import Row
 
 Operation = Callable[[str], Awaitable[object]]
 """Does something with the session of an id."""
@@ -32,48 +34,122 @@ class Measurement(msgspec.Struct, frozen=True):
 
     Attributes:
         throughput: Operations a second. In an open loop, those that had ended at the last arrival.
-        p50: The median latency in milliseconds.
-        p99: The 99th percentile of the latencies in milliseconds.
-        cpu_us: CPU microseconds of the process for each operation.
-        operations: The number of operations; in an open loop, of arrivals.
+        p50_ms: The median latency.
+        p99_ms: The 99th percentile of the latencies.
+        cpu_us: CPU time of the process for each operation.
+        rss_mb: Memory of the process after the run.
         answered: The share of the arrivals that had ended at the last arrival.
         failed: Arrivals that failed, or were cancelled at the end of an open loop.
     """
 
     throughput: float
-    p50: float
-    p99: float
+    p50_ms: float
+    p99_ms: float
     cpu_us: float
-    operations: int
+    rss_mb: float
     answered: float = 1.0
     failed: int = 0
 
 
-async def closed_loop(
-    operation: Operation,
-    ids: Sequence[str],
-    callers: int,
-    seconds: float,
-    warm_up: float = 0.05,
-) -> Measurement:
-    """Run an operation from some callers at once.
+class Repeat(msgspec.Struct, frozen=True, tag=True):
+    """An exact number of operations, shared among callers."""
 
-    Args:
-        operation: The operation.
-        ids: The sessions for it. Callers do not share any.
-        callers: The number of callers.
-        seconds: The duration.
-        warm_up: The least duration of the warm-up. Each caller makes at least one call in it.
-    """
-    await _run(operation, ids, callers, max(warm_up, 0.2 * seconds))
-    gc.collect()
-    cpu = time.process_time()
-    latencies, elapsed = await _run(operation, ids, callers, seconds)
-    cpu = time.process_time() - cpu
-    return _measurement(latencies, len(latencies), len(latencies) / elapsed, cpu)
+    times: int
+    callers: int = 1
+    operation: str = "load"
+
+    async def run(self, operation: Operation, ids: list[str]) -> Measurement:
+        """Run the operations."""
+        clock, latencies = time.perf_counter, list[float]()
+
+        async def call(number: int) -> None:
+            mine = itertools.cycle(ids[number :: self.callers])
+            for _ in range(self.times // self.callers + (number < self.times % self.callers)):
+                began = clock()
+                await operation(next(mine))
+                latencies.append(clock() - began)
+
+        start, cpu = clock(), time.process_time()
+        await asyncio.gather(*map(call, range(self.callers)))
+        elapsed, cpu = clock() - start, time.process_time() - cpu
+        return _measurement(latencies, self.times, self.times / elapsed, cpu)
 
 
-async def _run(
+class ClosedLoop(msgspec.Struct, frozen=True, tag=True):
+    """Callers that do not share sessions, for some seconds after a warm-up."""
+
+    seconds: float
+    callers: int
+    operation: str = "load"
+
+    @property
+    def labels(self) -> Row:
+        """The labels of its row."""
+        return {"callers": self.callers}
+
+    async def run(self, operation: Operation, ids: list[str]) -> Measurement:
+        """Run the operations."""
+        await _loop(operation, ids, self.callers, max(0.05, 0.2 * self.seconds))
+        gc.collect()
+        cpu = time.process_time()
+        latencies, elapsed = await _loop(operation, ids, self.callers, self.seconds)
+        cpu = time.process_time() - cpu
+        return _measurement(latencies, len(latencies), len(latencies) / elapsed, cpu)
+
+
+class OpenLoop(msgspec.Struct, frozen=True, tag=True):
+    """A Poisson process of operations, each in a new task. Equal seeds give equal arrivals."""
+
+    seconds: float
+    rate: int
+    seed: int
+    operation: str = "load"
+
+    @property
+    def labels(self) -> Row:
+        """The labels of its row."""
+        return {"rate": self.rate}
+
+    async def run(self, operation: Operation, ids: list[str]) -> Measurement:
+        """Run the operations."""
+        await _loop(operation, ids, _WARM_UP_CALLERS, 0.1)  # opens the connections of a pool
+        latencies: list[float] = []
+        failed = 0
+
+        async def call(id: str, scheduled: float) -> None:
+            nonlocal failed
+            try:
+                await operation(id)
+            except Exception:  # noqa: BLE001 - each client has its own errors; all count
+                failed += 1
+            else:
+                latencies.append(time.monotonic() - scheduled)
+
+        tasks: list[asyncio.Task[None]] = []
+        create_task = asyncio.get_running_loop().create_task
+        next_id = itertools.cycle(ids).__next__
+        with arrivals(self.rate, self.seconds, self.seed) as arriving:
+            gc.collect()
+            cpu = time.process_time()
+            await arriving.deliver(lambda at: tasks.append(create_task(call(next_id(), at))))
+            answered = len(latencies)
+            _, late = await asyncio.wait(tasks, timeout=_DRAIN)
+            cpu = time.process_time() - cpu
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_DRAIN)
+        return msgspec.structs.replace(
+            _measurement(latencies or [_DRAIN], len(tasks), answered / self.seconds, cpu),
+            answered=answered / len(tasks),
+            failed=failed + len(late),
+        )
+
+
+Run = Repeat | ClosedLoop | OpenLoop
+
+
+async def _loop(
     operation: Operation, ids: Sequence[str], callers: int, seconds: float
 ) -> tuple[list[float], float]:
     """The latencies, and the time until the last caller ended."""
@@ -98,56 +174,6 @@ async def _run(
     return latencies, clock() - start
 
 
-async def open_loop(
-    operation: Operation, ids: Sequence[str], rate: float, seconds: float, seed: int
-) -> Measurement:
-    """Run an operation at random times, each time in a new task.
-
-    Args:
-        operation: The operation.
-        ids: The sessions for it, in turn.
-        rate: Arrivals a second: a Poisson process.
-        seconds: The time in which operations arrive.
-        seed: Draws the arrivals. Equal seeds give equal arrivals.
-    """
-    await _run(operation, ids, _WARM_UP_CALLERS, 0.1)  # opens the connections of a pool
-    latencies: list[float] = []
-    failed = 0
-
-    async def call(id: str, scheduled: float) -> None:
-        nonlocal failed
-        try:
-            await operation(id)
-        except Exception:  # noqa: BLE001 - each client has its own errors; all count
-            failed += 1
-        else:
-            latencies.append(time.monotonic() - scheduled)
-
-    tasks: list[asyncio.Task[None]] = []
-    create_task = asyncio.get_running_loop().create_task
-    next_id = itertools.cycle(ids).__next__
-
-    def arrive(scheduled: float) -> None:
-        tasks.append(create_task(call(next_id(), scheduled)))
-
-    with arrivals(rate, seconds, seed) as arriving:
-        gc.collect()
-        cpu = time.process_time()
-        await arriving.deliver(arrive)
-        answered = len(latencies)
-        _, late = await asyncio.wait(tasks, timeout=_DRAIN)
-        cpu = time.process_time() - cpu
-    for task in late:
-        task.cancel()
-    if late:
-        await asyncio.wait(late, timeout=_DRAIN)
-    return msgspec.structs.replace(
-        _measurement(latencies or [_DRAIN], len(tasks), answered / seconds, cpu),
-        answered=answered / len(tasks),
-        failed=failed + len(late),
-    )
-
-
 def _measurement(
     latencies: Sequence[float], operations: int, throughput: float, cpu: float
 ) -> Measurement:
@@ -156,8 +182,8 @@ def _measurement(
     percentiles = statistics.quantiles(milliseconds * 2, n=100, method="inclusive")
     return Measurement(
         throughput=throughput,
-        p50=statistics.median(milliseconds),
-        p99=percentiles[98],
+        p50_ms=statistics.median(milliseconds),
+        p99_ms=percentiles[98],
         cpu_us=cpu * 1e6 / operations,
-        operations=operations,
+        rss_mb=psutil.Process().memory_info().rss / 1e6,
     )

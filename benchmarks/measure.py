@@ -1,177 +1,154 @@
-"""Measures alternatives side by side.
+"""Measures clients side by side.
 
-Rules:
-
-- Alternatives are interleaved: every round runs each of them once, in another order, so that slow
+- Clients are interleaved: every round runs each of them once, in another order, so that slow
   moments of the machine hit all of them. Ratios are taken within a round.
-- Each measurement is warmed up first. The reported figure is the median of the rounds, with the
-  lowest and the highest.
-- Most scenarios measure in one process. Clients that are compared with others by their CPU have a
-  fresh process for each round.
+- Each client has a fresh process in every round. A closed loop is warmed up first.
 """
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import track
 
-from .client_process import ClientProcess, Job, Run, client_process
-from .loops import Measurement, Operation, closed_loop
-from .machine import Steadiness, environment
+from tests.support.machine import Steadiness, environment
+from tests.support.proxy_process import proxy_process
+
+from .client_process import ClientProcess, Job, client_process
+from .drivers import Way
+from .loops import ClosedLoop, Measurement, OpenLoop, Repeat
 from .results import Claim, Result, Row, stat
+from .servers import MeasuredServer, Snapshot
 
 T = TypeVar("T")
+Samples = list[tuple[Row, list[Measurement]]]
+"""Labels, with a measurement for each round."""
 
-Measured = list[tuple[Row, list[Measurement]]]
-"""Rows without figures, each with its measurement in every round."""
+_COUNTED = 20
+# So long that a whole request arrives before its reply can leave.
+_ROUND_TRIP = 0.004
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """The options of the command line.
+@dataclass
+class Bench:
+    """The options of the command line, and the measurements that follow them.
 
     Attributes:
+        console: Where progress is shown.
         quick: Whether to measure little, for a first look.
         rounds: The number of rounds.
-        seconds: The duration of one measurement.
+        seconds: The duration of one closed loop.
         url: The user's own server, or None for embedded servers.
         server: The embedded server, or None for the choice of the scenario.
         loads: The number of loads in the memory scenario.
+        missing: The parts that were not measured, with the reasons.
+        steadiness: A check of the machine.
     """
 
+    console: Console
     quick: bool
     rounds: int
     seconds: float
-    url: str | None = None
-    server: str | None = None
-    loads: int = 10_000_000
+    url: str | None
+    server: str | None
+    loads: int
+    missing: dict[str, str] = field(default_factory=dict)
+    steadiness: Steadiness = field(default_factory=Steadiness)
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement in this process.
-
-    Attributes:
-        labels: The labels of its row.
-        operation: The operation.
-        ids: The sessions for it. Callers do not share any.
-        callers: The number of callers.
-        warm_up: The least duration of the warm-up; long round trips need more.
-    """
-
-    labels: Row
-    operation: Operation
-    ids: Sequence[str]
-    callers: int
-    warm_up: float = 0.05
-
-
-class Bench(AbstractContextManager["Bench"]):
-    """Settings, a progress bar, and a check of the machine, for a scenario.
-
-    Args:
-        settings: The options of the command line.
-        console: The console for the progress bar.
-    """
-
-    def __init__(self, settings: BenchSettings, console: Console) -> None:
-        self.settings = settings
-        self.console = console
-        self.missing: dict[str, str] = {}
-        self.steadiness = Steadiness()
-        # Refreshed by hand: a thread that draws would take time from the measurements.
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def steps(self, what: str, items: Sequence[T]) -> "Iterable[T]":
-        """Go through items under a progress bar."""
-        task = self._progress.add_task(what, total=len(items))
-        for item in items:
-            self._progress.refresh()
-            yield item
-            self._progress.advance(task)
-        self._progress.remove_task(task)
-
-    async def interleaved(
-        self, what: str, cells: Sequence[Cell], rounds: Iterable[int] | None = None
-    ) -> Measured:
-        """Measure each cell once a round, in this process."""
-        numbers = list(range(self.settings.rounds) if rounds is None else rounds)
-        samples: list[list[Measurement]] = [[] for _ in cells]
-        order = [place for number in numbers for place in _shuffled(len(cells), number)]
-        for place in self.steps(what, order):
+    def steps(self, what: str, items: Sequence[T]) -> Iterator[T]:
+        """Go through items under a progress bar, and check the machine before each."""
+        hidden = not self.console.is_terminal
+        # A thread that draws would take time from the measurements.
+        bar: dict[str, Any] = {"auto_refresh": False, "transient": True, "disable": hidden}
+        for item in track(items, what, console=self.console, **bar):
             self.steadiness.probe()
-            cell = cells[place]
-            samples[place].append(
-                await closed_loop(
-                    cell.operation, cell.ids, cell.callers, self.settings.seconds, cell.warm_up
-                )
-            )
-        return [
-            (cell.labels | {"callers": cell.callers}, measured)
-            for cell, measured in zip(cells, samples, strict=True)
-        ]
+            yield item
 
     @contextmanager
-    def client_processes(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, ClientProcess]]]:
+    def clients(self, jobs: Iterable[Job]) -> Iterator[list[ClientProcess]]:
         """Open each client in a separate process; leave out missing clients."""
         with ExitStack() as stack:
-            started = [(job, stack.enter_context(client_process(job))) for job in jobs]
             present = []
-            for job, process in started:
-                if reason := process.missing():
-                    self.missing[f"{job.way} ({job.loop})"] = reason
+            for client in [stack.enter_context(client_process(job)) for job in jobs]:
+                if reason := client.missing():
+                    self.missing[f"{client.job.way} ({client.job.loop})"] = reason
                 else:
-                    present.append((job, process))
+                    present.append(client)
             yield present
 
-    def interleaved_clients(
+    def round(
         self,
-        what: str,
-        clients: Sequence[tuple[Job, ClientProcess]],
-        runs: Sequence[Run],
+        clients: Sequence[ClientProcess],
+        runs: Sequence[ClosedLoop] | Sequence[OpenLoop],
         number: int,
-    ) -> Measured:
+        **labels: Any,
+    ) -> Samples:
         """Make every run once with each client, in random order."""
-        cells = [(job, process, run) for job, process in clients for run in runs]
-        measured: Measured = [(job.labels | run.labels, []) for job, _, run in cells]
-        for place in self.steps(what, _shuffled(len(cells), number)):
-            self.steadiness.probe()
-            _, process, run = cells[place]
-            measured[place][1].append(process.measure(run))
-        return measured
+        cells = [(client, run) for client in clients for run in runs]
+        order = random.Random(number).sample(range(len(cells)), len(cells))  # noqa: S311
+        measured: dict[int, Measurement] = {}
+        for place in self.steps(f"round {number + 1}", order):
+            client, run = cells[place]
+            measured[place] = client.measure(run)
+        return [
+            (client.job.labels | labels | run.labels, [measured[place]])
+            for place, (client, run) in enumerate(cells)
+        ]
+
+    def rounds_of(
+        self, jobs: Sequence[Job], runs: Sequence[ClosedLoop], rounds: int, **labels: Any
+    ) -> Samples:
+        """Measure clients in several rounds, with fresh processes in each."""
+        found: Samples = []
+        for number in range(rounds):
+            with self.clients(jobs) as clients:
+                found += self.round(clients, runs, number, **labels)
+        return merged(found)
+
+    def wire(
+        self,
+        ways: dict[str, Way],
+        target: MeasuredServer,
+        ids: list[str],
+        operation: str = "load",
+        **labels: Any,
+    ) -> list[Row]:
+        """Count round trips, commands and bytes of one operation of each way.
+
+        Raises:
+            RuntimeError: The operations differ from each other, so one does not stand for all.
+        """
+        found: list[Row] = []
+        host, port = target.address
+        with proxy_process(port, host) as proxy, target.client() as direct:
+            for name, way in ways.items():
+                job = Job(name, target.label, target.through(proxy.port), ids[:_COUNTED])
+                with self.clients([job]) as clients:
+                    for client in clients:
+                        run = Repeat(_COUNTED, operation=operation)
+                        client.measure(run)  # connects, and fills caches
+                        before = Snapshot.of(direct)
+                        proxy.set(round_trip=_ROUND_TRIP, inspects=True)
+                        client.measure(run)
+                        counts = proxy.counts()
+                        executed = Snapshot(Snapshot.of(direct) - before).calls()
+                        proxy.set()
+                        figures = {"round_trips": counts.round_trips} | {
+                            "bytes_sent": counts.bytes_in,
+                            "bytes_received": counts.bytes_out,
+                        }
+                        exact = [counts.round_trips, *counts.requests.values(), *executed.values()]
+                        if any(each % _COUNTED for each in exact):
+                            raise RuntimeError(f"operations differ: {counts}, {executed}")
+                        row = {"server": target.label, "way": name, "note": way.note} | labels
+                        row |= {each: round(count / _COUNTED) for each, count in figures.items()}
+                        row["commands"] = _listed(counts.requests)
+                        row["executed"] = _listed(executed)
+                        found.append(row)
+        return found
 
     def result(
         self,
@@ -180,64 +157,54 @@ class Bench(AbstractContextManager["Bench"]):
         *,
         claims: Sequence[Claim] = (),
         facts: dict[str, str] | None = None,
-        packages: Sequence[str] = (),
+        packages: Iterable[str] = (),
         **settings: Any,
     ) -> Result:
-        """The result of a scenario, with the machine and the settings."""
-        ours = self.settings
+        """Put a result together; `settings` adds to rounds and seconds, or replaces them."""
+        every = {"quick": self.quick, "rounds": self.rounds, "seconds": self.seconds} | settings
         return Result(
-            scenario=scenario,
-            environment=environment(*packages),
-            settings={
-                "quick": ours.quick,
-                "rounds": ours.rounds,
-                "seconds": ours.seconds,
-                **settings,
-            },
-            noise=self.steadiness.noise(),
-            rows=rows,
-            claims=list(claims),
-            facts=facts or {},
-            missing=self.missing,
+            scenario,
+            environment(*packages),
+            every,
+            self.steadiness.noise(),
+            rows,
+            list(claims),
+            facts or {},
+            self.missing,
         )
 
 
-def _shuffled(count: int, number: int) -> list[int]:
-    """The order of a round."""
-    return random.Random(number).sample(range(count), count)  # noqa: S311 - not a secret
+def _listed(counts: dict[str, int]) -> str:
+    """Commands with the number of their calls in one operation."""
+    each = {name: count // _COUNTED for name, count in counts.items()}
+    return ", ".join(name + (f" x{count}" if count > 1 else "") for name, count in each.items())
 
 
-def merged(rounds: Iterable[Measured]) -> Measured:
-    """One list of measurements for each row, over all rounds."""
-    rows: dict[str, tuple[Row, list[Measurement]]] = {}
-    for measured in rounds:
-        for labels, samples in measured:
-            rows.setdefault(repr(labels), (labels, []))[1].extend(samples)
-    return list(rows.values())
+def merged(found: Samples) -> Samples:
+    """Join the measurements of all rounds."""
+    joined: dict[tuple[Any, ...], tuple[Row, list[Measurement]]] = {}
+    for labels, samples in found:
+        joined.setdefault(tuple(labels.items()), (labels, []))[1].extend(samples)
+    return list(joined.values())
 
 
-def rows(measured: Measured) -> list[Row]:
-    """Rows with the figures of all rounds."""
+def rows(samples: Samples, *more: str) -> list[Row]:
+    """Rows with throughput, latency, CPU and `more` figures."""
+    figures = ("throughput", "p50_ms", "p99_ms", "cpu_us", *more)
     return [
-        labels
-        | {
-            "throughput": stat(sample.throughput for sample in samples),
-            "p50_ms": stat(sample.p50 for sample in samples),
-            "p99_ms": stat(sample.p99 for sample in samples),
-            "cpu_us": stat(sample.cpu_us for sample in samples),
-        }
-        for labels, samples in measured
+        labels | {name: stat(getattr(each, name) for each in some) for name in figures}
+        for labels, some in samples
     ]
 
 
 def ratios(
-    measured: Measured, one: Row, other: Row, callers: int, figure: str = "throughput"
+    samples: Samples, over: Row, under: Row, callers: int, figure: str = "throughput"
 ) -> list[float]:
-    """The figure of `one` over that of `other`, in each round."""
+    """The ratio of a figure of two clients, in each round."""
 
-    def of(wanted: Row) -> list[float]:
+    def find(wanted: Row) -> list[float]:
         wanted = wanted | {"callers": callers}
-        (samples,) = [each for labels, each in measured if wanted.items() <= labels.items()]
-        return [getattr(sample, figure) for sample in samples]
+        (some,) = [each for labels, each in samples if wanted.items() <= labels.items()]
+        return [getattr(each, figure) for each in some]
 
-    return [first / second for first, second in zip(of(one), of(other), strict=True)]
+    return [a / b for a, b in zip(find(over), find(under), strict=True)]

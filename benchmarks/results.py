@@ -1,8 +1,4 @@
-"""The results of a run, in a JSON file for each scenario.
-
-Invariant: a reader can redo every table and plot from the JSON alone. This module, `tables` and
-`page` need no package beyond the library's own dependencies, because the tests import them.
-"""
+"""The results of a scenario, in a JSON file from which every table and plot can be redone."""
 
 import hashlib
 import math
@@ -13,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from tests.support.machine import Environment, Noise
+
 Row = dict[str, Any]
-"""One line of figures. A measured figure is a dict with median, low and high over the rounds."""
+"""Labels and figures. A measured figure is a dict with median, low and high over the rounds."""
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 """The folder of the committed results and plots."""
@@ -24,52 +22,21 @@ REFUTED = "not confirmed"
 UNCLEAR = "too noisy to tell"
 
 
-class Environment(msgspec.Struct):
-    """The machine and the versions."""
-
-    date: str
-    revision: str
-    machine: str
-    cores: int
-    python: str
-    packages: dict[str, str]
-    placement: str = "load generator, relay and server share these cores"
-
-
-class Noise(msgspec.Struct):
-    """The steadiness of the machine: repeated times of one fixed computation.
-
-    Attributes:
-        median_ms: The median of its times.
-        spread: The distance from the 10th to the 90th percentile, over the median.
-        probes: The number of its times.
-        load_before: The system's load average before the run. Above zero, other programs ran.
-    """
-
-    median_ms: float
-    spread: float
-    probes: int
-    load_before: float
-
-    @property
-    def too_much(self) -> bool:
-        """Whether small differences mean nothing."""
-        return self.spread > 0.15
-
-
 class Claim(msgspec.Struct):
-    """Something that the figures confirm or refute.
+    """A statement that figures confirm or refute.
 
     Attributes:
-        claim: The claim.
-        target: The figure that the claim promises.
-        measured: The measured figure: the median of the rounds, and its confidence interval.
+        claim: The statement.
+        target: The figure that it promises.
+        condition: The server, the event loop and the number of callers.
+        measured: The median of the rounds, and its confidence interval.
         verdict: `CONFIRMED` if all rounds in the interval meet the target, `REFUTED` if none of
             them does, else `UNCLEAR`.
     """
 
     claim: str
     target: str
+    condition: str
     measured: str
     verdict: str
 
@@ -84,7 +51,7 @@ class Result(msgspec.Struct):
         noise: The steadiness of the machine.
         rows: The figures.
         claims: The claims and their verdicts.
-        facts: Single figures by name, for the text around the tables.
+        facts: Single figures by name, for the text of docs/benchmarks.md.
         missing: The parts that were not measured, with the reasons.
     """
 
@@ -104,15 +71,10 @@ class Result(msgspec.Struct):
 
 
 def stat(values: Iterable[float]) -> dict[str, float]:
-    """The median, the lowest and the highest of the rounds."""
+    """The median, the lowest and the highest of the rounds, with five digits."""
     ordered = sorted(values)
-    median, low, high = statistics.median(ordered), ordered[0], ordered[-1]
-    return {"median": _short(median), "low": _short(low), "high": _short(high)}
-
-
-def _short(value: float) -> float:
-    """Round to five significant digits: more would be noise in longer files."""
-    return float(f"{value:.5g}")
+    figures = {"median": statistics.median(ordered), "low": ordered[0], "high": ordered[-1]}
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def judge(
@@ -120,16 +82,16 @@ def judge(
     target: str,
     rounds: Sequence[float],
     meets: Callable[[float], bool],
-    unit: str = "",
+    condition: str = "",
 ) -> Claim:
     """Compare the rounds with a target. Rounds that disagree give no verdict."""
     likely = around_median(rounds)
     met = [meets(value) for value in likely]
     verdict = CONFIRMED if all(met) else UNCLEAR if any(met) else REFUTED
-    measured = f"{statistics.median(rounds):.3g}{unit}"
+    measured = f"{statistics.median(rounds):.3g}"
     if len(rounds) > 1:
         measured += f" ({likely[0]:.3g} to {likely[-1]:.3g})"
-    return Claim(claim, target, measured, verdict)
+    return Claim(claim, target, condition, measured, verdict)
 
 
 def around_median(rounds: Sequence[float]) -> list[float]:
@@ -154,43 +116,19 @@ def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
 
 
 def write(result: Result, path: Path) -> None:
-    """Write a result as JSON that can be compared line by line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_as_json(result) + "\n", "utf-8")
-
-
-def write_all(results: Sequence[Result], path: Path) -> None:
-    """Write results into one file: several by scenario, a single one alone."""
-    if len(results) == 1:
-        write(results[0], path)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = ",\n".join(f'"{each.scenario}": {_as_json(each)}' for each in results)
-    path.write_text(f"{{\n{text}\n}}\n", "utf-8")
-
-
-def _as_json(result: Result) -> str:
-    """JSON with a line for each field and each list item."""
+    """Write a result as JSON with a line for each field and each list item."""
     fields: list[str] = []
     for name, value in msgspec.structs.asdict(result).items():
-        if isinstance(value, list):
-            items = ",\n  ".join(msgspec.json.encode(item).decode() for item in value)
-            fields.append(f'"{name}": [\n  {items}\n ]')
-        else:
-            fields.append(f'"{name}": {msgspec.json.encode(value).decode()}')
-    return "{\n " + ",\n ".join(fields) + "\n}"
-
-
-def read(path: Path) -> Result:
-    """Read a result.
-
-    Raises:
-        msgspec.DecodeError: The file is not a result.
-    """
-    return msgspec.json.decode(path.read_bytes(), type=Result)
+        text = msgspec.json.encode(value).decode()
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(msgspec.json.encode(i).decode() for i in value) + "\n ]"
+        fields.append(f'"{name}": {text}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n " + ",\n ".join(fields) + "\n}\n", "utf-8")
 
 
 def committed(folder: Path = FOLDER) -> dict[str, Result]:
     """The committed results by scenario."""
-    results = [read(path) for path in sorted(folder.glob("*.json"))]
+    files = sorted(folder.glob("*.json"))
+    results = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
     return {result.scenario: result for result in results}

@@ -1,5 +1,6 @@
 """Sessions of about 800 bytes, as a gateway would keep them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -43,9 +44,9 @@ def session(size: int = 800, id: str | None = None) -> Session[Any]:
     return made
 
 
-def sessions(count: int = SESSIONS, size: int = 800) -> list[Session[Any]]:
-    """Several sessions that differ in their ids."""
-    return [session(size) for _ in range(count)]
+def sessions(ids: Sequence[str] | None = None) -> list[Session[Any]]:
+    """Several sessions that differ in their ids, which are new if none are given."""
+    return [session(id=id) for id in ids or [new_session_id() for _ in range(SESSIONS)]]
 
 
 def key(id: str) -> str:
@@ -67,3 +68,8 @@ def opened(record: Any, id: str) -> Session[Any]:
     if record is None:
         raise LookupError("a session of the benchmark is gone")
     return unseal(record, id, CODEC, lambda: 0)
+
+
+def callers_text(callers: int) -> str:
+    """Callers in words."""
+    return "1 caller" if callers == 1 else f"{callers} callers"

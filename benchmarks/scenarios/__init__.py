@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..measure import Bench
 from ..results import Result
-from . import arrivals, cas, codecs, load, local, memory, peers, rtt, server, shared, tls
+from . import arrivals, cas, load, local, memory, peers, rtt, server, shared, tls
 
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     "load": load.run,
@@ -12,7 +12,7 @@ SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     "server": server.run,
     "peers": peers.run,
     "local": local.run,
-    "codecs": codecs.run,
+    "codecs": local.run_codecs,
     "cas": cas.run,
     "shared": shared.run,
     "arrivals": arrivals.run,

@@ -1,85 +1,64 @@
 """Open loops: loads that arrive at random, as requests reach a proxy.
 
-Each client has a fresh process in every round. All clients get the same arrivals in a round. The
-CPU of the same arrivals without a client is subtracted; the table shows both figures.
+All clients get the same arrivals in a round. The CPU of the same arrivals without a client is
+subtracted; the results have both figures.
 """
 
 from typing import Final
 
-from ..client_process import Job, OpenLoop
-from ..clients import IDLE, ON_ONE_SERVER, PACKAGES
-from ..measure import Bench, Measured, merged
+from ..client_process import Job
+from ..loops import OpenLoop
+from ..measure import Bench, Samples, merged
+from ..measure import rows as rows_of
 from ..results import Result, Row, stat
 from ..servers import stored, targets
-from ..workload import sessions
+from ..ways import IDLE, ON_ONE_SERVER, PACKAGES
+from .shared import LOOPS
 
-LOOPS: Final = ("asyncio", "uvloop")
 RATES: Final = (500, 2_000, 8_000)
 """Arrivals a second."""
 
 _ENOUGH_ARRIVALS: Final = 1_000
-_MOST_ROUNDS: Final = 3
+_KEEPS_UP: Final = 0.95
+"""The least share of the arrivals that a client has answered at the last arrival."""
 
 
 def run(bench: Bench) -> Result:
     """Measure on one server, in turn on each event loop."""
-    found: list[Measured] = []
-    rounds = min(bench.settings.rounds, _MOST_ROUNDS)
-    with (
-        targets(bench.settings) as (target, *_),
-        target.client() as client,
-        stored(client, sessions()) as ids,
-    ):
+    samples: Samples = []
+    rounds = min(bench.rounds, 3)
+    with targets(bench) as (target, *_), target.client() as client, stored(client) as ids:
         for number in range(rounds):
             for loop in LOOPS:
                 ways = (*ON_ONE_SERVER, IDLE)
-                jobs = [Job(way, loop, target.label, target.url, ids) for way in ways]
-                with bench.client_processes(jobs) as clients:
-                    what = f"arrivals, round {number + 1}, {loop}"
-                    found.append(
-                        bench.interleaved_clients(what, clients, runs(bench, number), number)
-                    )
+                jobs = [Job(way, target.label, target.url, ids, loop) for way in ways]
+                with bench.clients(jobs) as clients:
+                    samples += bench.round(clients, runs(bench, number), number)
     return bench.result(
         "arrivals",
-        rows(merged(found)),
+        rows(merged(samples)),
         packages=PACKAGES,
         rounds=rounds,
         seconds=None,
-        arrivals_seconds={str(rate): seconds(bench, rate) for rate in RATES},
         server=target.label,
     )
 
 
 def runs(bench: Bench, number: int) -> list[OpenLoop]:
-    """The runs of a round."""
-    return [OpenLoop(seconds(bench, rate), rate, number) for rate in RATES]
-
-
-def seconds(bench: Bench, rate: int) -> float:
-    """The time of a run: long enough for a 99th percentile."""
-    return bench.settings.seconds if bench.settings.quick else max(0.75, _ENOUGH_ARRIVALS / rate)
-
-
-def rows(measured: Measured) -> list[Row]:
-    """Rows with all figures; `net_cpu_us` is without the load generator."""
-    idle = {
-        (row["loop"], row["rate"]): [sample.cpu_us for sample in samples]
-        for row, samples in measured
-        if row["way"] == IDLE
-    }
+    """The runs of a round, each long enough for a 99th percentile."""
     return [
-        row
-        | {
-            "p50_ms": stat(sample.p50 for sample in samples),
-            "p99_ms": stat(sample.p99 for sample in samples),
-            "cpu_us": stat(sample.cpu_us for sample in samples),
-            "net_cpu_us": stat(
-                sample.cpu_us - alone
-                for sample, alone in zip(samples, idle[row["loop"], row["rate"]], strict=True)
-            ),
-            "throughput": stat(sample.throughput for sample in samples),
-            "answered": stat(sample.answered for sample in samples),
-            "failed": stat(sample.failed for sample in samples),
-        }
-        for row, samples in measured
+        OpenLoop(bench.seconds if bench.quick else max(0.75, _ENOUGH_ARRIVALS / rate), rate, number)
+        for rate in RATES
     ]
+
+
+def rows(samples: Samples) -> list[Row]:
+    """Rows with all figures; `net_cpu_us` is without the load generator."""
+    idle = {(row["loop"], row["rate"]): some for row, some in samples if row["way"] == IDLE}
+    made = rows_of(samples, "answered", "failed")
+    for row, (_, some) in zip(made, samples, strict=True):
+        alone = idle[row["loop"], row["rate"]]
+        row["net_cpu_us"] = stat(a.cpu_us - b.cpu_us for a, b in zip(some, alone, strict=True))
+        answered = row["answered"]["median"] >= _KEEPS_UP
+        row["keeps_up"] = answered and not row["failed"]["median"]
+    return made

@@ -1,21 +1,13 @@
 """Compare-and-set: its cost, and many writers on one session."""
 
-import asyncio
-import time
-from typing import Any, cast
-
-from aiosessions import Session, SessionConflict, SessionManager, When
-
-from ..alternatives import Clients, connected
-from ..clients import storage_of
-from ..loops import CALLERS, Operation
-from ..measure import Bench, Cell, ratios
+from ..client_process import Job
+from ..loops import CALLERS, ClosedLoop, Repeat
+from ..measure import Bench, ratios
 from ..measure import rows as rows_of
-from ..relay import relaying
-from ..results import Claim, Result, Row, judge, stat
-from ..servers import MeasuredServer, targets
-from ..wire import count
-from ..workload import TTL_MS, key, sealed, session, sessions
+from ..results import CONFIRMED, REFUTED, Claim, Result, Row, judge, stat
+from ..servers import MeasuredServer, Snapshot, stored, targets
+from ..ways import ALWAYS, OURS, SAVES, UNCHANGED
+from ..workload import key, opened
 
 _WRITERS = 64
 
@@ -24,129 +16,70 @@ def run(bench: Bench) -> Result:
     """Measure on every server there is."""
     rows: list[Row] = []
     claims: list[Claim] = []
-    increments = 3 if bench.settings.quick else 20
-    with targets(bench.settings, every=True) as all_targets:
+    increments = _WRITERS * (3 if bench.quick else 20)
+    runs = [ClosedLoop(bench.seconds, callers) for callers in CALLERS]
+    with targets(bench, every=True) as all_targets:
         for target in all_targets:
-            for found, judged in (
-                asyncio.run(_saves(bench, target, sessions())),
-                asyncio.run(_hot(bench, target, increments)),
-            ):
-                rows += found
-                claims += judged
-    return bench.result("cas", rows, claims=claims, writers=_WRITERS, increments_each=increments)
+            with target.client() as client, stored(client) as ids:
+                wire = bench.wire(SAVES, target, ids)
+                # They do not share sessions, so that revisions do not conflict.
+                jobs = [
+                    Job(way, target.label, target.url, ids[place :: len(SAVES)])
+                    for place, way in enumerate(SAVES)
+                ]
+                samples = bench.rounds_of(jobs, runs, bench.rounds)
+            (unchanged,) = [row for row in wire if row["way"] == UNCHANGED]
+            hot = _hot(bench, target, increments)
+            rows += [*wire, *rows_of(samples), hot]
+            claims += [
+                judge(
+                    "A compare-and-set save is one round trip",
+                    "exactly 1",
+                    [unchanged["round_trips"]],
+                    lambda count: count == 1,
+                    target.label,
+                ),
+                judge(
+                    "A compare-and-set save costs little more than a plain SET",
+                    "SET at most 1.3 times as many a second, 32 callers",
+                    ratios(samples, {"way": ALWAYS}, {"way": UNCHANGED}, 32),
+                    lambda ratio: ratio <= 1.3,
+                    target.label,
+                ),
+                Claim(
+                    f"{_WRITERS} writers on one session: every increment is counted",
+                    f"{increments} of {increments}",
+                    target.label,
+                    f"{hot['counted']} of {increments}",
+                    CONFIRMED if hot["counted"] == increments else REFUTED,
+                ),
+            ]
+    return bench.result("cas", rows, claims=claims, writers=_WRITERS)
 
 
-def _operations(clients: Clients, stored: list[Session[Any]]) -> dict[str, Operation]:
-    """The ways to save; each session has one writer."""
-    by_id = {each.id: each for each in stored}
-
-    async def raw_set(id: str) -> None:
-        # Under another key, because the storage compares the revision under its own.
-        await clients.pool.set(key(f"raw:{id}"), sealed(by_id[id]), px=TTL_MS)
-
-    async def always(id: str) -> None:
-        await clients.storage.store(by_id[id])
-
-    async def unchanged(id: str) -> None:
-        await clients.storage.store(by_id[id], when=When.UNCHANGED)
-
-    return {"raw-set": raw_set, "always": always, "unchanged": unchanged}
-
-
-async def _saves(
-    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
-) -> tuple[list[Row], list[Claim]]:
-    ids = [each.id for each in stored]
-    server = {"server": target.label}
-    wire: list[Row] = []
-    with relaying(*target.address) as relay:
-        async with connected(target.through(relay.port), stored) as clients:
-            for save, operation in _operations(clients, stored).items():
-                costs = await count(operation, ids, relay, target)
-                wire.append(server | {"save": save} | costs)
-    async with connected(target.url, stored) as clients:
-        measured = await bench.interleaved(
-            f"saves, {target.label}",
-            [
-                Cell(server | {"save": save}, operation, ids, callers)
-                for save, operation in _operations(clients, stored).items()
-                for callers in CALLERS
-            ],
-        )
-    (unchanged,) = [row for row in wire if row["save"] == "unchanged"]
-    return wire + rows_of(measured), [
-        judge(
-            f"A compare-and-set save is one round trip ({target.label})",
-            "exactly 1",
-            [float(unchanged["round_trips"])],
-            lambda turns: turns == 1,
-        ),
-        judge(
-            f"A compare-and-set save costs little more than a plain SET ({target.label})",
-            "SET at most 1.3 times as many a second, 32 callers",
-            ratios(measured, {"save": "always"}, {"save": "unchanged"}, 32),
-            lambda ratio: ratio <= 1.3,
-            "x",
-        ),
-    ]
-
-
-def _data(loaded: Session[Any]) -> dict[str, Any]:
-    """A session's data, which is a dictionary here."""
-    return cast("dict[str, Any]", loaded.data)
-
-
-async def _hot(
-    bench: Bench, target: MeasuredServer, increments: int
-) -> tuple[list[Row], list[Claim]]:
-    """Let many writers increment one session's counter, each several times."""
-    counted: list[float] = []
+def _hot(bench: Bench, target: MeasuredServer, increments: int) -> Row:
+    """Let many writers increment one session's counter; a refused one ends the benchmark."""
+    counted: list[int] = []
     attempts: list[float] = []
     speed: list[float] = []
-    async with storage_of(target.url) as storage, SessionManager(storage) as manager:
-        for _ in bench.steps(f"one hot session, {target.label}", range(bench.settings.rounds)):
-            bench.steadiness.probe()
-            hot = session()
-            await storage.store(hot)
-            tried = 0
-
-            def increment(loaded: Session[Any]) -> None:
-                nonlocal tried
-                tried += 1
-                _data(loaded)["counter"] += 1
-
-            async def write(id: str) -> int:
-                done = 0
-                for _ in range(increments):
-                    try:
-                        await manager.mutate(id, increment)
-                        done += 1
-                    except SessionConflict:  # reported, so not counted
-                        pass
-                return done
-
-            start = time.perf_counter()
-            done = sum(await asyncio.gather(*(write(hot.id) for _ in range(_WRITERS))))
-            elapsed = time.perf_counter() - start
-            stored = _data(await storage.load(hot.id))["counter"]
-            await storage.delete(hot.id)
-            counted.append(stored / (_WRITERS * increments) if stored == done else -1.0)
-            attempts.append(tried / done)
-            speed.append(done / elapsed)
-    row = {
+    with target.client() as direct:
+        for _ in bench.steps(f"one hot session, {target.label}", range(bench.rounds)):
+            with stored(direct, ["hot-session-of-the-benchmark-" + "x" * 14]) as (id,):
+                job = Job(OURS, target.label, target.url, [id] * _WRITERS)
+                with bench.clients([job]) as (client,):
+                    before = Snapshot.of(direct)
+                    measured = client.measure(Repeat(increments, _WRITERS, "increment"))
+                    calls = Snapshot(Snapshot.of(direct) - before).calls()
+                counted.append(opened(direct.get(key(id)), id).data["counter"])
+                # Each attempt loads the session.
+                attempts.append(calls["getex"] / increments)
+                speed.append(measured.throughput)
+    return {
         "server": target.label,
-        "hot": "one session",
+        "hot": True,
         "writers": _WRITERS,
-        "increments": _WRITERS * increments,
-        "counted": stat(counted),
+        "increments": increments,
+        "counted": min(counted),
         "attempts_per_success": stat(attempts),
         "throughput": stat(speed),
     }
-    claim = judge(
-        f"{_WRITERS} writers on one session: every increment is counted ({target.label})",
-        f"1 of all, which are {_WRITERS * increments}",
-        [min(counted)],
-        lambda share: share == 1.0,
-        " of all",
-    )
-    return [row], [claim]

@@ -1,115 +1,78 @@
 """A load by every alternative: its cost on the wire, its speed."""
 
-import asyncio
-from typing import Any
-
-from aiosessions import Session
-
-from ..alternatives import ALTERNATIVES, GET, GET_EXPIRE, GETEX, LRU_EXPIRE, OURS, connected
-from ..loops import CALLERS
-from ..measure import Bench, Cell, ratios
+from ..client_process import Job
+from ..loops import CALLERS, ClosedLoop
+from ..measure import Bench, Samples, ratios
 from ..measure import rows as rows_of
-from ..relay import relaying
 from ..results import Claim, Result, Row, judge
-from ..servers import MeasuredServer, targets
-from ..tables import who
-from ..wire import count
-from ..workload import sealed, sessions
+from ..servers import stored, targets
+from ..ways import ALTERNATIVES, GET, GET_EXPIRE, GETEX, LRU_EXPIRE, PIPELINE, SHARED_GETEX
+from ..workload import callers_text, sealed, session
 
 
 def run(bench: Bench) -> Result:
     """Measure on every server there is."""
     rows: list[Row] = []
     claims: list[Claim] = []
-    stored = sessions()
-    with targets(bench.settings, every=True) as all_targets:
+    facts = {"record_bytes": str(len(sealed(session())))}
+    runs = [ClosedLoop(bench.seconds, callers) for callers in CALLERS]
+    with targets(bench, every=True) as all_targets:
         for target in all_targets:
-            found, judged = asyncio.run(_run(bench, target, stored))
-            rows += found
-            claims += judged
-    ours = next(row for row in rows if row["way"] == OURS.name and "round_trips" in row)
-    facts = {
-        "record_bytes": str(len(sealed(stored[0]))),
-        "round_trips": str(ours["round_trips"]),
-        "commands": str(sum(ours["commands"].values())),
-    }
-    return bench.result(
-        "load",
-        rows,
-        claims=claims,
-        facts=facts,
-        labels={way.name: way.label for way in ALTERNATIVES},
-        semantics={way.name: way.semantics for way in ALTERNATIVES},
-    )
+            with target.client() as client, stored(client) as ids:
+                wire = bench.wire(ALTERNATIVES, target, ids)
+                jobs = [Job(way, target.label, target.url, ids) for way in ALTERNATIVES]
+                samples = bench.rounds_of(jobs, runs, bench.rounds)
+            rows += wire + rows_of(samples)
+            claims += _counted(wire, target.label) + _compared(samples, target.label)
+            (ours,) = [row for row in wire if row["way"] == SHARED_GETEX]
+            facts["round_trips"] = str(ours["round_trips"])
+            facts["commands"] = str(len(ours["commands"].split(", ")))
+    return bench.result("load", rows, claims=claims, facts=facts)
 
 
-async def _run(
-    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
-) -> tuple[list[Row], list[Claim]]:
-    ids = [session.id for session in stored]
-    server = {"server": target.label}
-    with relaying(*target.address) as relay:
-        async with connected(target.through(relay.port), stored) as clients:
-            wire = [
-                server | {"way": way.name} | await count(way.make(clients), ids, relay, target)
-                for way in bench.steps("on the wire", ALTERNATIVES)
-            ]
-    async with connected(target.url, stored) as clients:
-        measured = await bench.interleaved(
-            f"load, {target.label}",
-            [
-                Cell(server | {"way": way.name}, way.make(clients), ids, callers)
-                for way in ALTERNATIVES
-                for callers in CALLERS
-            ],
+def _counted(wire: list[Row], server: str) -> list[Claim]:
+    """Claims about counted figures, which are free of noise."""
+    by_way = {row["way"]: row for row in wire}
+    ours, lru = by_way[SHARED_GETEX], by_way[LRU_EXPIRE]
+    is_getex = (ours["commands"], ours["executed"]) == ("GETEX", "getex")
+    return [
+        judge(claim, target, [figure], lambda _, met=met: met, server)  # type: ignore[misc]
+        for claim, target, figure, met in (
+            (
+                "A load is one round trip, counted on the wire",
+                "exactly 1",
+                ours["round_trips"],
+                ours["round_trips"] == 1,
+            ),
+            (
+                "A load is one command, on the wire and in commandstats",
+                "GETEX once, and nothing else",
+                len(ours["commands"].split(", ")),
+                is_getex,
+            ),
+            (
+                "An LRU that still sends EXPIRE does not save a round trip",
+                "exactly 1",
+                lru["round_trips"],
+                lru["round_trips"] == 1,
+            ),
         )
-    return wire + rows_of(measured), [
-        *_counted(wire, target),
-        *(
-            judge(
-                f"Renewing inside the load costs nothing ({who(callers)}, {target.label})",
-                "GETEX at least 0.9 times GET, same driver",
-                ratios(measured, {"way": GETEX.name}, {"way": GET.name}, callers),
-                lambda ratio: ratio >= 0.9,
-                "x",
-            )
-            for callers in CALLERS
-        ),
-        *(
-            judge(
-                f"One command is faster than {what} ({who(callers)}, {target.label})",
-                "GETEX at least 1.2 times that, same driver",
-                ratios(measured, {"way": GETEX.name}, {"way": other}, callers),
-                lambda ratio: ratio >= 1.2,
-                "x",
-            )
-            for what, other in (("two in turn", GET_EXPIRE.name), ("a pipeline", "pipeline"))
-            for callers in CALLERS
-        ),
     ]
 
 
-def _counted(wire: list[Row], target: MeasuredServer) -> list[Claim]:
-    """Claims about counted figures, which are free of noise."""
-    by_way = {row["way"]: row for row in wire}
-    ours, lru = by_way[OURS.name], by_way[LRU_EXPIRE.name]
+def _compared(samples: Samples, server: str) -> list[Claim]:
     return [
         judge(
-            f"A load is one round trip, counted on the wire ({target.label})",
-            "exactly 1",
-            [float(ours["round_trips"])],
-            lambda turns: turns == 1,
-        ),
-        judge(
-            f"A load is one command, on the wire and in commandstats ({target.label})",
-            "GETEX once, and nothing else",
-            [float(sum(ours["commands"].values()))],
-            lambda _: ours["commands"] == {"GETEX": 1} and ours["executed"] == {"getex": 1},
-        ),
-        judge(
-            f"An LRU that still sends EXPIRE does not save a round trip ({target.label})",
-            "exactly 1",
-            [float(lru["round_trips"])],
-            lambda turns: turns == 1,
-        ),
+            claim,
+            f"GETEX at least {least} times {what}, same driver",
+            ratios(samples, {"way": GETEX}, {"way": other}, callers),
+            lambda ratio, least=least: ratio >= least,  # type: ignore[misc]
+            f"{callers_text(callers)}, {server}",
+        )
+        for claim, what, other, least in (
+            ("Renewing inside the load costs nothing", "GET", GET, 0.9),
+            ("One command is faster than two in turn", "that", GET_EXPIRE, 1.2),
+            ("One command is faster than a pipeline", "that", PIPELINE, 1.2),
+        )
+        for callers in CALLERS
     ]

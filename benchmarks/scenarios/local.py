@@ -1,131 +1,109 @@
-"""`LocalStorage` with up to a million sessions: time, memory and pauses.
-
-Every size has a separate process, because the memory of a process includes earlier sizes.
-"""
+"""Codecs and `LocalStorage` in this process: pyperf times them, another process sees pauses."""
 
 import asyncio
 import gc
 import math
 import multiprocessing
-import random
+import subprocess
+import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import anyio.lowlevel
 import psutil
-
-from aiosessions import LocalStorage, new_session_id
+import pyperf
 
 from ..measure import Bench
-from ..results import Result, Row, stat
-from ..workload import CODEC, TTL, sealed, session
+from ..micro import Clock, filled
+from ..results import Result, Row, select, stat
+from ..workload import TTL, sealed, session
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
-_MOST_LOADS = 100_000
-_FEW = 500
-
-
-class _Clock:
-    """The real clock, with an offset."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-    def time(self) -> float:
-        return time.time() + self.ahead
+_SIZES = (1_000, 10_000, 100_000, 1_000_000)
+_CODEC_SIZES = (200, 1_000, 10_000, 50_000)
+_QUICK = ("--processes=1", "--values=3", "--warmups=1", "--min-time=0.005")
+_FULL = ("--processes=3", "--values=5", "--warmups=1", "--min-time=0.02")
 
 
-def run(bench: Bench) -> Result:
-    """Measure every size in turn, the largest once."""
-    sizes = SIZES[:2] if bench.settings.quick else SIZES
-    # The largest takes minutes, and its figures vary least.
-    order = [
-        size
-        for number in range(min(bench.settings.rounds, 3))
-        for size in sizes
-        if size < SIZES[-1] or number == 0
+def _timed(bench: Bench, what: str, size: int) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """Run `micro` under pyperf: the labels of each timing, and its microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "timings.json")
+        command = [sys.executable, "-m", "benchmarks.micro", f"--what={what}", f"--size={size}"]
+        command += [*(_QUICK if bench.quick else _FULL), "--quiet"]
+        command += ["--inherit-environ=PYTHONPATH", f"--output={path}"]
+        # Its output are warnings about noise, which the spread shows.
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        suite = pyperf.BenchmarkSuite.load(str(path))
+    return [
+        (each.get_metadata(), stat(value * 1e6 for value in each.get_values()))
+        for each in suite.get_benchmarks()
     ]
-    found: dict[int, list[Row]] = {}
-    for size in bench.steps("local storage", order):
-        bench.steadiness.probe()
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found.setdefault(size, []).append(process.submit(_measure, size).result())
-    rows = [
-        {"sessions": size, "measured": len(rounds)}
-        | {figure: stat(each[figure] for each in rounds) for figure in rounds[0]}
-        for size, rounds in found.items()
-    ]
+
+
+def run_codecs(bench: Bench) -> Result:
+    """Measure codecs, one size of the session after another."""
+    rows: list[Row] = []
+    for size in bench.steps("codecs", _CODEC_SIZES[:2] if bench.quick else _CODEC_SIZES):
+        for labels, us in _timed(bench, "codecs", size):
+            row = {"codec": labels["codec"], "size": size, "payload_bytes": labels["payload"]}
+            rows.append(row | {"does": labels["does"], "us": us})
+    known = select(rows, size=_CODEC_SIZES[1])
+    medians = {(row["codec"], row["does"]): row["us"]["median"] for row in known}
+    facts = {
+        f"json_over_jsoncodec_{does}": f"{medians['json', does] / medians['JsonCodec', does]:.1f}"
+        for does in ("encode", "decode")
+    }
+    packages = ("orjson", "pyperf")
     return bench.result(
-        "local",
-        rows,
-        packages=["psutil"],
-        facts={"record_bytes": str(len(sealed(session())))},
-        rounds=min(bench.settings.rounds, 3),
-        seconds=None,
+        "codecs", rows, facts=facts, packages=packages, rounds="pyperf's", seconds=None
     )
 
 
+def run(bench: Bench) -> Result:
+    """Measure `LocalStorage` with one number of sessions after another, the largest once."""
+    rounds = min(bench.rounds, 3)
+    rows: list[Row] = []
+    for size in bench.steps("local storage", _SIZES[:2] if bench.quick else _SIZES):
+        row: Row = {"sessions": size}
+        row |= {f"{labels['does']}_us": us for labels, us in _timed(bench, "local", size)}
+        measured = []
+        for _ in range(1 if size == _SIZES[-1] else rounds):
+            # A process for each, because its memory includes earlier sizes.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                measured.append(process.submit(_measure, size).result())
+        row |= {name: stat(each[name] for each in measured) for name in measured[0]}
+        rows.append(row | {"measured": len(measured)})
+    facts = {"record_bytes": str(len(sealed(session())))}
+    packages = ("psutil", "pyperf")
+    return bench.result("local", rows, facts=facts, packages=packages, rounds=rounds, seconds=None)
+
+
 def _measure(size: int) -> Row:
-    return asyncio.run(_run(size))
+    return asyncio.run(_sweep(size))
 
 
-async def _run(size: int) -> Row:
-    clock = _Clock()
-    template = session()
-    storage = LocalStorage[Any](ttl=TTL, max_sessions=size, codec=CODEC, clock=clock)
-    await storage.store(template)
-    await storage.delete(template.id)
-    await anyio.lowlevel.checkpoint()  # the first one imports a backend
+async def _sweep(size: int) -> Row:
+    """Fill a storage, let all sessions expire, and sweep them."""
+    clock = Clock()
+    await filled(1, clock)  # imports a backend
     gc.collect()
     empty = psutil.Process().memory_info().rss
-    ids = [new_session_id() for _ in range(size)]
-
-    async def store(some: list[str]) -> None:
-        for id in some:
-            template.id = id
-            await storage.store(template)
-
-    async def load() -> None:
-        for id in sample:
-            await storage.load(id)
-
-    storing = await _timed(lambda: store(ids[:_FEW]))
-    clock.ahead += TTL / 2
-    storing += await _timed(lambda: store(ids[_FEW:]))
+    storage, _ = await filled(size, clock)
     full = psutil.Process().memory_info().rss
-    sample = random.Random(size).sample(ids, min(size, _MOST_LOADS))  # noqa: S311 - no secret
-    clock.ahead += TTL / 2
-    few = await _timed(storage.delete_expired)
-    none = await _timed(storage.delete_expired)
-    await store(ids[:_FEW])
-    loading = await _timed(load)
-    clock.ahead += TTL
+    clock.ahead += 2 * TTL
     idle, _ = await _pauses(lambda: asyncio.sleep(0.2))
     pauses, sweeping = await _pauses(storage.delete_expired)
     return {
-        "store_us": storing * 1e6 / size,
-        "load_us": loading * 1e6 / len(sample),
         "sweep_us": sweeping * 1e6 / size,
-        "sweep_few_us": few * 1e6 / _FEW,
-        "sweep_none_us": none * 1e6,
         "bytes": (full - empty) / size,
-        "pause_p99_ms": _p99(pauses) * 1000,
+        "pause_p99_ms": sorted(pauses)[math.ceil(len(pauses) * 0.99) - 1] * 1000,
         "pause_ms": max(pauses) * 1000,
         "idle_pause_ms": max(idle) * 1000,
     }
-
-
-async def _timed(action: Callable[[], Awaitable[object]]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    await action()
-    return time.perf_counter() - start
 
 
 async def _pauses(action: Callable[[], Awaitable[object]]) -> tuple[Sequence[float], float]:
@@ -157,8 +135,3 @@ async def _pauses(action: Callable[[], Awaitable[object]]) -> tuple[Sequence[flo
     watcher.cancel()
     await asyncio.wait([watcher])
     return waits[:turns], elapsed
-
-
-def _p99(values: Sequence[float]) -> float:
-    """The 99th percentile."""
-    return sorted(values)[math.ceil(len(values) * 0.99) - 1]

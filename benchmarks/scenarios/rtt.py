@@ -1,99 +1,83 @@
 """A load by every alternative, over round-trip times up to 20 ms."""
 
-import asyncio
 import socket
 import statistics
 import time
-from typing import Any
+from contextlib import ExitStack
 
-from aiosessions import Session
+from tests.support.proxy_process import ProxyProcess, proxy_process
 
-from ..alternatives import ALTERNATIVES, LOCAL, OURS, connected
-from ..loops import CALLERS
-from ..measure import Bench, Cell
+from ..client_process import Job
+from ..loops import CALLERS, ClosedLoop
+from ..measure import Bench, Samples, merged
 from ..measure import rows as rows_of
-from ..relay import RelayProcess, relaying
-from ..results import Claim, Result, Row, judge, select, stat
-from ..servers import MeasuredServer, targets
-from ..wire import slope
-from ..workload import sessions
+from ..results import Result, Row, judge, select, stat
+from ..servers import stored, targets
+from ..ways import ALTERNATIVES, LOCAL, SHARED_GETEX
 
 DELAYS_MS = (0.0, 0.25, 0.5, 1.0, 5.0, 20.0)
-PING = "ping"
+PING = "a bare ping"
 _HIT_RATIO = 0.9
 
 
 def run(bench: Bench) -> Result:
-    """Measure on one server, through the relay."""
-    stored = sessions()
-    with targets(bench.settings) as (target, *_):
-        rows, claims = asyncio.run(_run(bench, target, stored))
-    return bench.result(
-        "rtt",
-        rows,
-        claims=claims,
-        facts=_facts(rows),
-        rounds=_rounds(bench),
-        labels={way.name: way.label for way in ALTERNATIVES},
-    )
-
-
-def _rounds(bench: Bench) -> int:
-    """At most three rounds, because there are six delays to measure."""
-    return min(bench.settings.rounds, 3)
-
-
-async def _run(
-    bench: Bench, target: MeasuredServer, stored: list[Session[Any]]
-) -> tuple[list[Row], list[Claim]]:
-    ids = [session.id for session in stored]
+    """Measure on one server, through a proxy."""
+    rounds = min(bench.rounds, 3)
+    samples: Samples = []
     rows: list[Row] = []
-    medians: dict[str, list[list[float]]] = {way.name: [] for way in ALTERNATIVES}
-    links: list[float] = []
-    with relaying(*target.address) as relay:
-        async with connected(target.through(relay.port), stored) as clients:
-            for delay in DELAYS_MS:
-                relay.delay(delay / 1000)
-                link = _ping(relay)
-                links.append(statistics.median(link))
-                labels = {"server": target.label, "rtt_ms": delay}
-                rows.append(labels | {"way": PING, "p50_ms": stat(link)})
-                measured = await bench.interleaved(
-                    f"load over {delay} ms",
-                    [
-                        Cell(
-                            labels | {"way": way.name},
-                            way.make(clients),
-                            ids,
-                            callers,
-                            warm_up=0.1 + delay / 100,
-                        )
-                        for way in ALTERNATIVES
-                        for callers in CALLERS
-                    ],
-                    range(_rounds(bench)),
-                )
-                rows += rows_of(measured)
-                for row, samples in measured:
-                    if row["callers"] == 1:
-                        medians[row["way"]].append([sample.p50 for sample in samples])
-            relay.delay(0)
-    return rows, [
+    runs = [ClosedLoop(bench.seconds, callers) for callers in CALLERS]
+    with (
+        targets(bench) as (target, *_),
+        target.client() as client,
+        stored(client) as ids,
+        ExitStack() as stack,
+    ):
+        host, port = target.address
+        # A proxy for each way, because one has too few sockets for all pools.
+        proxies = [stack.enter_context(proxy_process(port, host)) for _ in ALTERNATIVES]
+        jobs = [
+            Job(way, target.label, target.through(proxy.port), ids)
+            for way, proxy in zip(ALTERNATIVES, proxies, strict=True)
+        ]
+        for number in range(rounds):
+            for proxy in proxies:
+                proxy.set()
+            with bench.clients(jobs) as clients:
+                for delay in DELAYS_MS:
+                    for proxy in proxies:
+                        proxy.set(round_trip=delay / 1000)
+                    samples += bench.round(clients, runs, number, rtt_ms=delay)
+        for delay in DELAYS_MS:
+            proxies[0].set(round_trip=delay / 1000)
+            labels = {"server": target.label, "way": PING, "rtt_ms": delay, "callers": 1}
+            rows.append(labels | {"p50_ms": stat(_ping(proxies[0]))})
+    samples = merged(samples)
+    links = [row["p50_ms"]["median"] for row in rows]
+    rows = rows_of(samples) + rows
+    claims = [
         judge(
-            f"{way.label}: latency grows with the round-trip time",
+            "Latency grows with the round-trip time",
             f"by {way.round_trips} for 1",
-            [slope(links, each) for each in zip(*medians[way.name], strict=True)],
-            lambda found, expected=way.round_trips: abs(found - expected) < 0.1,  # type: ignore[misc]  # a default binds it
+            [statistics.linear_regression(links, each).slope for each in _latencies(samples, name)],
+            lambda slope, expected=way.round_trips: abs(slope - expected) < 0.1,  # type: ignore[misc]
+            name,
         )
-        for way in ALTERNATIVES
-        if way.remote
+        for name, way in ALTERNATIVES.items()
+        if way.round_trips
     ]
+    return bench.result("rtt", rows, claims=claims, facts=_facts(rows), rounds=rounds)
 
 
-def _ping(relay: RelayProcess) -> list[float]:
-    """Time round trips through the relay on a plain socket, in milliseconds."""
+def _latencies(samples: Samples, way: str) -> list[tuple[float, ...]]:
+    """The latencies of one caller over all delays, for each round."""
+    found = [some for row, some in samples if row["way"] == way and row["callers"] == 1]
+    return list(zip(*([each.p50_ms for each in some] for some in found), strict=True))
+
+
+def _ping(proxy: ProxyProcess) -> list[float]:
+    """Time round trips through the proxy on a plain socket, in milliseconds."""
     times: list[float] = []
-    with socket.create_connection(("127.0.0.1", relay.port)) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(25):
             start = time.perf_counter()
@@ -107,16 +91,15 @@ def _facts(rows: list[Row]) -> dict[str, str]:
     """The time that a near cache would save, and its parts."""
 
     def p50(way: str, delay: float) -> float:
-        row = select(rows, way=way, rtt_ms=delay)[0]  # the ping, or 1 caller
+        (row,) = select(rows, way=way, rtt_ms=delay, callers=1)
         return float(row["p50_ms"]["median"])
 
-    hit = p50(LOCAL.name, 0.0)
-    overhead = statistics.median(p50(OURS.name, delay) - p50(PING, delay) for delay in DELAYS_MS)
+    hit = p50(LOCAL, 0.0)
+    overhead = statistics.median(p50(SHARED_GETEX, delay) - p50(PING, delay) for delay in DELAYS_MS)
     facts = {
         "hit_ms": f"{hit:.3f}",
         "hit_ratio": f"{_HIT_RATIO:.0%}",
         "overhead_ms": f"{overhead:.2f}",
-        "rtt_that_saves_1_ms": f"{max(0.0, 1 / _HIT_RATIO - overhead + hit):.2f}",
     }
     for delay in DELAYS_MS:
         facts[f"saved_ms_at_{delay:g}"] = f"{_HIT_RATIO * (delay + overhead - hit):.2f}"

@@ -1,112 +1,74 @@
 """The cost of a load for the server: CPU, and bytes written."""
 
-import asyncio
 import statistics
+import time
 from contextlib import ExitStack
-from typing import Any
 
-from aiosessions import Session
 from tests.support.servers import binaries
 
-from ..alternatives import ALTERNATIVES, connected
-from ..loops import Operation
+from ..client_process import Job
+from ..loops import Repeat
 from ..measure import Bench
 from ..results import Result, Row, stat
-from ..servers import MeasuredServer, Snapshot, embedded, label, replica, targets
-from ..workload import sessions
+from ..servers import MeasuredServer, Snapshot, embedded, label, replica, stored, targets
+from ..ways import ALTERNATIVES, GET, GETEX, SET_AGAIN
 
-_CALLERS = 32
 # Without rewrites, which would shrink the file during a measurement.
-_DURABLE = (
-    *("--appendonly", "yes", "--appendfsync", "everysec"),
-    *("--auto-aof-rewrite-percentage", "0"),
-)
+_DURABLE = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0")
 
 
 def run(bench: Bench) -> Result:
     """Measure with a replica and an append-only file, except on --url."""
-    settings = bench.settings
-    stored = sessions()
+    loads = 1_000 if bench.quick else 10_000
     rows: list[Row] = []
-    loads = 1_000 if settings.quick else 10_000
-    names = [settings.server] if settings.server else list(binaries())
-    for name in [""] if settings.url else names:
+    names = [bench.server] if bench.server else list(binaries())
+    for name in [""] if bench.url else names:
         with ExitStack() as stack:
-            if settings.url:
-                (target,) = stack.enter_context(targets(settings))
+            if bench.url:
+                (target,) = stack.enter_context(targets(bench))
             else:
                 server = stack.enter_context(embedded(name, *_DURABLE))
                 stack.enter_context(replica(name, server))
-                target = MeasuredServer(label(server), server.url, embedded=True)
-            rows += asyncio.run(_run(bench, target, stored, loads))
-    return bench.result(
-        "server",
-        rows,
-        facts=_facts(rows),
-        loads=loads,
-        callers=_CALLERS,
-        seconds=None,
-        labels={way.name: way.label for way in ALTERNATIVES},
-    )
-
-
-async def _run(
-    bench: Bench, target: MeasuredServer, stored: list[Session[Any]], loads: int
-) -> list[Row]:
-    ids = [session.id for session in stored]
-    found: dict[str, list[Row]] = {}
-    async with connected(target.url, stored) as clients:
-        ways = [way for way in ALTERNATIVES if way.remote]
-        operations = {way.name: way.make(clients) for way in ways}
-        for operation in operations.values():
-            await _load(operation, ids, len(ids))
-        order = [name for _ in range(bench.settings.rounds) for name in operations]
-        with target.client() as client:
-            for name in bench.steps(f"what {target.label} pays", order):
-                bench.steadiness.probe()
-                before = Snapshot.of(client)
-                await _load(operations[name], ids, loads)
-                await asyncio.sleep(0.05)  # the log and the replica receive their bytes
-                found.setdefault(name, []).append(_per_load(Snapshot.of(client), before, loads))
-    return [
-        {"server": target.label, "way": name}
-        | {
-            figure: stat(row[figure] for row in rounds)
-            for figure in rounds[0]
-            if rounds[0][figure] is not None
-        }
-        for name, rounds in found.items()
-    ]
-
-
-def _per_load(after: Snapshot, before: Snapshot, loads: int) -> Row:
-    spent = after.since(before)
-    return {
-        "executing_us": spent.microseconds / loads,
-        "cpu_us": spent.cpu_seconds * 1e6 / loads,
-        "executions": sum(spent.calls.values()) / loads,
-        "replicated_bytes": None if spent.replicated is None else spent.replicated / loads,
-        "appended_bytes": None if spent.appended is None else spent.appended / loads,
-    }
-
-
-async def _load(operation: Operation, ids: list[str], loads: int) -> None:
-    """Make an exact number of loads."""
-    share = loads // _CALLERS
-
-    async def call(number: int) -> None:
-        mine = ids[number::_CALLERS]
-        for each in range(share + (number < loads % _CALLERS)):
-            await operation(mine[each % len(mine)])
-
-    await asyncio.gather(*(call(number) for number in range(_CALLERS)))
-
-
-def _facts(rows: list[Row]) -> dict[str, str]:
+                target = MeasuredServer(label(server), server.url)
+            rows += _costs(bench, target, loads)
     facts: dict[str, str] = {}
-    for figure, digits in (("executing_us", 2), ("replicated_bytes", 0), ("appended_bytes", 0)):
-        for way in ("get", "getex", "set-again"):
-            medians = [row[figure]["median"] for row in rows if row["way"] == way and figure in row]
+    for figure in ("executing_us", "replicated_bytes", "appended_bytes"):
+        for way, slug in ((GET, "get"), (GETEX, "getex"), (SET_AGAIN, "set-again")):
+            medians = [r[figure]["median"] for r in rows if r["way"] == way and figure in r]
             if medians:
-                facts[f"{way}_{figure}"] = f"{statistics.mean(medians):.{digits}f}"
-    return facts
+                digits = 2 if figure == "executing_us" else 0
+                facts[f"{slug}_{figure}"] = f"{statistics.mean(medians):.{digits}f}"
+    return bench.result("server", rows, facts=facts, loads=loads, callers=32, seconds=None)
+
+
+def _costs(bench: Bench, target: MeasuredServer, loads: int) -> list[Row]:
+    found: dict[str, list[dict[str, float]]] = {}
+    with target.client() as direct, stored(direct) as ids:
+        jobs = [
+            Job(name, target.label, target.url, ids)
+            for name, way in ALTERNATIVES.items()
+            if way.round_trips
+        ]
+        with bench.clients(jobs) as clients:
+            for client in clients:
+                client.measure(Repeat(len(ids), callers=32))
+            for client in bench.steps(f"what {target.label} pays", clients * bench.rounds):
+                before = Snapshot.of(direct)
+                client.measure(Repeat(loads, callers=32))
+                time.sleep(0.05)  # the log and the replica receive their bytes
+                spent = Snapshot(Snapshot.of(direct) - before)
+                figures = {
+                    "executing_us": spent.executing(),
+                    "cpu_us": spent["cpu"],
+                    "executions": sum(spent.calls().values()),
+                }
+                for name in ("replicated", "appended"):
+                    if name in before:
+                        figures[f"{name}_bytes"] = spent[name]
+                each = {name: value / loads for name, value in figures.items()}
+                found.setdefault(client.job.way, []).append(each)
+    return [
+        {"server": target.label, "way": way}
+        | {figure: stat(each[figure] for each in rounds) for figure in rounds[0]}
+        for way, rounds in found.items()
+    ]

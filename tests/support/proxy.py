@@ -1,4 +1,4 @@
-"""A TCP proxy that makes faults of a network happen at a chosen command.
+"""A TCP proxy between clients and one server that injects faults, counts commands and adds delay.
 
     async with FaultProxy(server.port) as proxy:
         lost = proxy.on_reply("EVALSHA", cut)
@@ -14,24 +14,25 @@ Rules:
   connections. It hits before the server sees the request (`on_request`), or after the server has
   answered, and so has applied it (`on_reply`).
 - A fault is a coroutine function. It gets the `Exchange` and returns the bytes to pass on in place
-  of the message, or raises `Cut` or `Reset`. Until then, later messages in that direction wait, as
-  on a network. The module has the usual faults; a test can write its own.
+  of the message, or raises `Cut` or `Reset`. Until then, later messages in that direction wait.
 - When `async with` ends, every connection is closed and every task has ended.
 
-The framing is that of https://redis.io/docs/latest/develop/reference/protocol-spec/: requests are
-arrays of bulk strings, and replies are any type of RESP2 and RESP3, except streamed ones. A push
-message belongs to no request. The proxy does not understand SUBSCRIBE, MONITOR or CLIENT REPLY.
+A push message belongs to no request. SUBSCRIBE, MONITOR and CLIENT REPLY are not supported.
+`proxy_process` runs a proxy in a separate process.
 """
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+
+from tests.support.resp import Framer
 
 _CHUNK = 64 * 1024
 _PATIENCE = 10.0
@@ -48,14 +49,7 @@ class Reset(Exception):
 
 @dataclass(eq=False)
 class Exchange:
-    """A request and, once the server has answered, its reply.
-
-    Attributes:
-        tunnel: The connection that it passes through.
-        request: The bytes of the request.
-        reply: The bytes of the reply; None until it has come.
-        faults: The faults that hit the reply.
-    """
+    """A request on a connection and, once the server has answered, its reply."""
 
     tunnel: "Tunnel"
     request: bytes
@@ -70,12 +64,19 @@ class Exchange:
     @property
     def name(self) -> str:
         """The name of the command, in upper case."""
-        return _name(self.request)
+        return self.request.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
 
     @property
     def arguments(self) -> list[bytes]:
         """The name of the command and its arguments."""
-        return _arguments(self.request)
+        arguments: list[bytes] = []
+        at = self.request.index(b"\r\n") + 2
+        while at < len(self.request):
+            start = self.request.index(b"\r\n", at) + 2
+            end = start + int(self.request[at + 1 : start - 2])
+            arguments.append(self.request[start:end])
+            at = end + 2
+        return arguments
 
 
 Fault = Callable[[Exchange], Awaitable[bytes]]
@@ -140,18 +141,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @dataclass(eq=False)
 class Order:
-    """An order for a fault.
-
-    Attributes:
-        name: The name of the command, or "*".
-        fault: See `Fault`.
-        at_reply: Whether it hits the reply, or the request.
-        first: The first request that it hits, counted from 1.
-        times: The number of requests in a row that it hits.
-        seen: How many requests of this name have passed.
-        hits: How often it has hit.
-        hit: Set when it hits for the first time.
-    """
+    """A fault, and the requests that it hits; `hit` is set at the first of them."""
 
     name: str
     fault: Fault
@@ -184,8 +174,8 @@ class Counts:
         connections: Connections that clients have made.
         requests: Requests of clients, by name.
         replies: Replies of the server, without push messages.
-        round_trips: How often a client had to wait for the network: it sent something, one message
-            or many, at the beginning or after a reply.
+        round_trips: How often a client waited for the network: it sent something, one message or
+            many, at the beginning or after a reply.
         chunks: Reads that brought bytes from a client. One write of less than 64 kB is one chunk.
         bytes_in: Bytes from clients.
         bytes_out: Bytes from the server.
@@ -203,24 +193,33 @@ class Counts:
 
 
 class FaultProxy:
-    """A proxy for one server, on a port of its own.
+    """A proxy for one server.
 
     Args:
-        target: The port of the server at 127.0.0.1. A test can change it, as a failover does; open
-            connections stay with the old server.
+        target: The port of the server. A test can change it, as a failover does; open connections
+            stay with the old server.
+        host: The host of the server.
+        tls: A server context, if clients speak TLS to the proxy.
 
     Attributes:
-        target: See above.
         port: The port of the proxy at 127.0.0.1.
         counts: The traffic so far. A test can replace it to count from zero.
+        delay: Seconds that bytes travel in each direction. Bytes in flight do not hold up others.
+        inspects: Whether the proxy looks at messages, for faults and counts; without, it is faster.
+            Change it only while nothing is in flight.
         tunnels: The open connections.
     """
 
-    def __init__(self, target: int) -> None:
-        self.target = target
+    def __init__(
+        self, target: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.target, self.host = target, host
         self.port = 0
         self.counts = Counts()
+        self.delay = 0.0
+        self.inspects = True
         self.tunnels: list[Tunnel] = []
+        self._tls = tls
         self._orders: list[Order] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -241,15 +240,13 @@ class FaultProxy:
             first: The first request of that name that it hits, counted from now on.
             times: The number of requests in a row that it hits; `math.inf` for all that follow.
         """
-        return self._order(Order(name, fault, at_reply=False, first=first, times=times))
+        self._orders.append(Order(name, fault, at_reply=False, first=first, times=times))
+        return self._orders[-1]
 
     def on_reply(self, name: str, fault: Fault, *, first: int = 1, times: float = 1) -> Order:
         """Order a fault that hits after the server has answered. See `on_request`."""
-        return self._order(Order(name, fault, at_reply=True, first=first, times=times))
-
-    def _order(self, order: Order) -> Order:
-        self._orders.append(order)
-        return order
+        self._orders.append(Order(name, fault, at_reply=True, first=first, times=times))
+        return self._orders[-1]
 
     def forgive(self) -> None:
         """Forget every order. A message that a fault holds at the moment stays where it is."""
@@ -263,15 +260,14 @@ class FaultProxy:
         """Pass on the messages that were held, and all later ones."""
         self._flowing.set()
 
-    def cut(self) -> None:
-        """Close every connection."""
+    def cut(self, *, reset: bool = False) -> None:
+        """Close, or reset, every connection."""
         for tunnel in self.tunnels:
-            tunnel.end()
+            tunnel.end(reset=reset)
 
     def reset(self) -> None:
         """Reset every connection."""
-        for tunnel in self.tunnels:
-            tunnel.end(reset=True)
+        self.cut(reset=True)
 
     async def flowing(self) -> None:
         """Wait until messages may pass."""
@@ -287,7 +283,7 @@ class FaultProxy:
         return exchange, [order for order in due if not order.at_reply]
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -315,7 +311,7 @@ class FaultProxy:
         async with _closing(writer):
             await self.flowing()
             try:
-                there = await asyncio.open_connection("127.0.0.1", self.target)
+                there = await asyncio.open_connection(self.host, self.target)
             except OSError:
                 return
             async with _closing(there[1]):
@@ -366,7 +362,8 @@ class Tunnel:
         except (Cut, OSError):
             pass
         except asyncio.CancelledError:
-            if _being_cancelled():  # and not just `end`
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # and not just `end`
                 self._reset = True
                 raise
         finally:
@@ -374,7 +371,7 @@ class Tunnel:
                 pump.cancel()
             await asyncio.wait(pumps)
             if self._reset:
-                _reset(self._to_client)
+                _send_rst(self._to_client)
 
     async def _pass_requests(self) -> None:
         framer = Framer()
@@ -383,16 +380,17 @@ class Tunnel:
             counts = self._proxy.counts
             counts.bytes_in += len(chunk)
             counts.chunks += 1
-            for request in framer.feed(chunk):
+            if not self._proxy.inspects:
+                self._send(self._to_server, chunk)
+            for request in framer.feed(chunk) if self._proxy.inspects else ():
                 if not self._client_waits:
                     self._client_waits = True
                     counts.round_trips += 1
                 exchange, faults = self._proxy.exchange(self, request)
-                if faults:
-                    request = await _apply(faults, exchange)  # noqa: PLW2901 - passed on instead
-                if request:
+                message = await _apply(faults, exchange)
+                if message:
                     self._in_flight.append(exchange)
-                    self._to_server.write(request)
+                    self._send(self._to_server, message)
             counts.most_in_flight = max(counts.most_in_flight, len(self._in_flight))
             await self._to_server.drain()
         # The client has gone, but its last requests still arrive at the server.
@@ -402,19 +400,26 @@ class Tunnel:
         framer = Framer()
         while chunk := await self._from_server.read(_CHUNK):
             await self._proxy.flowing()
-            counts = self._proxy.counts
-            counts.bytes_out += len(chunk)
-            for reply in framer.feed(chunk):
+            self._proxy.counts.bytes_out += len(chunk)
+            if not self._proxy.inspects:
+                self._send(self._to_client, chunk)
+            for reply in framer.feed(chunk) if self._proxy.inspects else ():
+                message = reply
                 if not reply.startswith(b">"):
                     self._client_waits = False
-                    counts.replies += 1
+                    self._proxy.counts.replies += 1
                     exchange = self._in_flight.popleft()
-                    if exchange.faults:
-                        exchange.reply = reply
-                        reply = await _apply(exchange.faults, exchange)  # noqa: PLW2901 - as above
-                self.say(reply)
+                    exchange.reply = reply
+                    message = await _apply(exchange.faults, exchange)
+                self._send(self._to_client, message)
             await self._to_client.drain()
         raise Cut
+
+    def _send(self, writer: asyncio.StreamWriter, message: bytes) -> None:
+        if self._proxy.delay:
+            asyncio.get_running_loop().call_later(self._proxy.delay, writer.write, message)
+        else:
+            writer.write(message)
 
 
 async def _apply(faults: Iterable[Fault], exchange: Exchange) -> bytes:
@@ -424,12 +429,7 @@ async def _apply(faults: Iterable[Fault], exchange: Exchange) -> bytes:
     return message
 
 
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
+def _send_rst(writer: asyncio.StreamWriter) -> None:
     """Close a connection with a RST, and drop the bytes that were not sent yet."""
     connection: socket.socket | None = writer.get_extra_info("socket")
     if connection is not None:
@@ -449,64 +449,3 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
             async with asyncio.timeout(_GOODBYE):
                 await writer.wait_closed()
         writer.transport.abort()
-
-
-class Framer:
-    """Cuts a stream of bytes into RESP values. The attributes of a value are a part of it."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take more bytes, and return the values that are complete now.
-
-        Raises:
-            ValueError: The bytes are not RESP.
-        """
-        self._rest += chunk
-        values: list[bytes] = []
-        start = 0
-        while (end := _end(self._rest, start)) is not None:
-            values.append(bytes(self._rest[start:end]))
-            start = end
-        del self._rest[:start]
-        return values
-
-
-def _end(stream: bytearray, at: int) -> int | None:
-    """The end of the value that begins at `at`; None if the value is not complete."""
-    missing = 1  # values, however deeply they are nested
-    while missing:
-        line_end = stream.find(b"\r\n", at)
-        if line_end < 0:
-            return None
-        kind, line = bytes(stream[at : at + 1]), stream[at + 1 : line_end]
-        at = line_end + 2
-        missing -= 1
-        if kind in (b"$", b"=", b"!"):
-            if int(line) >= 0:  # -1 is RESP2's null
-                at += int(line) + 2
-        elif kind in (b"*", b"~", b">"):
-            missing += max(0, int(line))
-        elif kind == b"%":
-            missing += 2 * int(line)
-        elif kind == b"|":
-            missing += 2 * int(line) + 1  # and the value that has these attributes
-        elif kind not in (b"+", b"-", b":", b"_", b"#", b",", b"("):
-            raise ValueError(f"RESP has no type {kind!r}")
-    return at if at <= len(stream) else None
-
-
-def _name(request: bytes) -> str:
-    return request.split(b"\r\n", 3)[2].decode("ascii", "replace").upper()
-
-
-def _arguments(request: bytes) -> list[bytes]:
-    arguments: list[bytes] = []
-    at = request.index(b"\r\n") + 2
-    while at < len(request):
-        start = request.index(b"\r\n", at) + 2
-        end = start + int(request[at + 1 : start - 2])
-        arguments.append(request[start:end])
-        at = end + 2
-    return arguments

