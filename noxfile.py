@@ -177,8 +177,8 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Use it for a long time, with faults, and plot its growth: `-- --minutes 30`."""
-    session.install("-e", ".", *_group("tests", "demo", "bench"))
+    """Use it for a long time, with faults, and measure its growth: `-- --minutes 30`."""
+    session.install("-e", ".", *_group("tests", "demo"))
     session.run("python", "-m", "tests.faults.soak", *session.posargs)
 
 

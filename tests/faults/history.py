@@ -1,4 +1,4 @@
-"""The history of a load: one event for each call of a storage's verb.
+"""The history of a load: one event for each call of a verb.
 
 Invariants:
 
@@ -8,8 +8,6 @@ Invariants:
 """
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,39 +25,22 @@ ALWAYS = "always"
 
 
 class Event(msgspec.Struct, array_like=True, omit_defaults=True):
-    """One call of a verb.
-
-    Attributes:
-        verb: One of the names above.
-        id: The id of the session.
-        start: The time at which the call began.
-        end: The time at which it ended.
-        client: The number of the client that called.
-        outcome: `OK`, or the name of the error's class.
-        message: The message of the error.
-        in_doubt: Whether the error says that the write may have been applied.
-        token: The token that a write stored, or that a load found.
-        before: The token that an `UNCHANGED` write replaces.
-        count: How often the session had been changed, according to the data written or found.
-        existed: The result of a delete.
-        late: Seconds from the deadline to the end, without delays of the event loop itself.
-        flaws: Broken promises that this call shows by itself.
-    """
+    """One call of a verb."""
 
     verb: str
     id: str
     start: float
     end: float
-    client: int = 0
-    outcome: str = OK
-    message: str = ""
-    in_doubt: bool = False
-    token: str = ""
-    before: str = ""
-    count: int = 0
-    existed: bool = False
-    late: float = 0.0
-    flaws: list[str] = []
+    client: int = 0  # unique over all processes
+    outcome: str = OK  # or the name of the error's class
+    message: str = ""  # of the error
+    in_doubt: bool = False  # the error says that the write may have been applied
+    token: str = ""  # that a write stored, or that a load found
+    before: str = ""  # the token that an `UNCHANGED` write replaces
+    count: int = 0  # of the changes so far, according to the data written or found
+    existed: bool = False  # the result of a delete
+    late: float = 0.0  # seconds from the deadline to the end, without delays of the event loop
+    flaws: list[str] = []  # broken promises that this call shows by itself
 
     @property
     def ok(self) -> bool:
@@ -73,7 +54,7 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The data stored under an id: the token of the write, and the count."""
+    """The data stored under an id: the token of the write, and the count of changes."""
 
     token: str
     count: int
@@ -89,16 +70,6 @@ def id_of(seed: str, *name: str | int) -> str:
     return hashlib.blake2b(repr(name).encode(), key=seed.encode(), digest_size=20).hexdigest()
 
 
-def content(token: str, id: str, count: int) -> dict[str, Any]:
-    """The data of a session."""
-    return {"secret": secret_of(id), "token": token, "count": count}
-
-
-def write(events: Iterable[Event], path: Path) -> None:
-    """Write events to a file."""
-    path.write_bytes(msgspec.msgpack.encode(list(events)))
-
-
-def read(path: Path) -> list[Event]:
-    """Read the events of a file."""
-    return msgspec.msgpack.decode(path.read_bytes(), type=list[Event])
+def content(id: str) -> dict[str, Any]:
+    """The data of a new session."""
+    return {"secret": secret_of(id), "token": "", "count": 0}

@@ -15,19 +15,15 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.machine import environment
-from benchmarks.results import Environment
+from tests.support.machine import Environment, environment
 
-from .run import LoadForm, ScenarioResult
+from .run import ScenarioResult
+from .workload import LoadForm
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 FOLDER = PAGE.with_suffix("")
-_FAULTS = FOLDER / "faults.json"
-_SOAK = FOLDER / "soak.json"
-_MARKED = re.compile(
-    r"(?P<start><!-- (?P<what>faults|soak) -->).*?(?P<end><!-- /(?P=what) -->)", re.DOTALL
-)
-COLUMNS = (
+_MARKED = re.compile(r"(<!-- (faults|soak) -->).*?(<!-- /\2 -->)", re.DOTALL)
+_COLUMNS = (
     "fault",
     "calls",
     "errors, nothing written",
@@ -36,94 +32,94 @@ COLUMNS = (
     "acknowledged writes lost",
     "recovered after",
 )
+Runs = list[list[ScenarioResult]]
 
 
 class FaultResults(msgspec.Struct):
-    """The results of the fault suite.
-
-    Attributes:
-        environment: Machine and versions.
-        form: The size of the load.
-        runs: The results of each run of the whole suite.
-    """
+    """The results of the fault suite."""
 
     environment: Environment
     form: LoadForm
-    runs: list[list[ScenarioResult]]
+    runs: Runs  # of the whole suite
 
 
 class Moment(msgspec.Struct, array_like=True):
-    """The resource usage of a soak at one time.
+    """The resource usage of a soak at one time."""
 
-    Attributes:
-        minutes: Minutes since the start.
-        memory: Resident bytes of a process, as a mean.
-        objects: Objects that the garbage collector of a process tracks, as a mean.
-        tasks: Tasks of an event loop, at most.
-        files: Open files of a process, at most.
-        connections: Connections of all processes, counted by the server.
-        calls: Calls that have ended so far.
-        errors: How many of them were unavailable.
-        server_memory: Bytes that the server uses.
-    """
-
-    minutes: float
-    memory: float
-    objects: float
-    tasks: int
-    files: int
-    connections: int
-    calls: int
-    errors: int
-    server_memory: int
+    minutes: float  # since the start
+    memory: float  # resident bytes of a process, as a mean
+    objects: float  # that the garbage collector of a process tracks, as a mean
+    tasks: int  # of a process, at most
+    files: int  # of a process, at most
+    connections: int  # of all processes, counted by the server
+    calls: int  # so far
+    errors: int  # so far
+    server_memory: int  # bytes
 
 
 class SoakResults(msgspec.Struct):
-    """The results of a soak.
-
-    Attributes:
-        environment: Machine and versions.
-        processes: The number of processes.
-        callers: The number of clients in each.
-        warm_up: Minutes that do not count.
-        errors: The `StorageUnavailable` by cause.
-        flaws: The flaws of all calls.
-        faults: How often the server was disturbed.
-        moments: The resource usage over time.
-        figures: By name: the medians of the first and the last third after the warm-up.
-        problems: The broken expectations; empty if the soak passed.
-    """
+    """The results of a soak."""
 
     environment: Environment
     processes: int
-    callers: int
-    warm_up: float
-    errors: dict[str, int]
+    callers: int  # in each process
+    warm_up: float  # minutes that do not count
+    errors: dict[str, int]  # `StorageUnavailable`, by cause
     flaws: list[str]
     faults: int
     moments: list[Moment]
-    figures: dict[str, tuple[float, float]]
-    problems: list[str]
+    figures: dict[str, tuple[float, float]]  # medians of the first and the last third
+    problems: list[str]  # broken expectations; empty if the soak passed
 
 
-def faults(form: LoadForm, runs: Sequence[Sequence[ScenarioResult]]) -> FaultResults:
-    """The results of runs on this machine."""
-    return FaultResults(environment("redis", "hiredis"), form, [list(run) for run in runs])
+def save_faults(form: LoadForm, runs: Runs) -> None:
+    """Save the results and update the page."""
+    results = FaultResults(environment(), form, runs)
+    _save("faults", msgspec.json.format(msgspec.json.encode(results), indent=1).decode())
 
 
-def rows(runs: Sequence[Sequence[ScenarioResult]]) -> list[tuple[str, ...]]:
+def save_soak(results: SoakResults) -> None:
+    """Save the results, with one line for each moment, and update the page."""
+    text = msgspec.json.format(msgspec.json.encode(results), indent=1).decode()
+    moment = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+){8})\s+\]")
+    _save("soak", moment.sub(lambda each: f"[{' '.join(each[1].split())}]", text))
+
+
+def _save(name: str, text: str) -> None:
+    (FOLDER / f"{name}.json").write_text(f"{text}\n", "utf-8")
+    PAGE.write_text(rewritten(PAGE.read_text("utf-8")), "utf-8")
+
+
+def rewritten(text: str) -> str:
+    """The text of a page with everything between markers made again."""
+    sections = {"faults": _fault_section, "soak": _soak_section}
+    return _MARKED.sub(lambda each: f"{each[1]}\n\n{sections[each[2]]()}\n\n{each[3]}", text)
+
+
+def plain(runs: Runs) -> str:
+    """The table for a terminal: a block for each row, because errors are long."""
+    return "\n\n".join(
+        "\n".join(f"{name + ':':<26}{cell}" for name, cell in zip(_COLUMNS, row, strict=True))
+        for row in _rows(runs)
+    )
+
+
+def _rows(runs: Runs) -> list[tuple[str, ...]]:
     """A row for each scenario, over all runs."""
-    names = dict.fromkeys(result.name for run in runs for result in run)
-    return [_row([each for run in runs for each in run if each.name == name]) for name in names]
+    by_name: dict[str, list[ScenarioResult]] = {}
+    for run in runs:
+        for result in run:
+            by_name.setdefault(result.name, []).append(result)
+    return [_row(name, results) for name, results in by_name.items()]
 
 
-def _row(results: list[ScenarioResult]) -> tuple[str, ...]:
+def _row(name: str, results: list[ScenarioResult]) -> tuple[str, ...]:
     applied = sum(result.applied for result in results)
     doubts = _errors(result.doubts for result in results)
     lost = [result.lost for result in results]
     took = [seconds for result in results for seconds in result.recovery]
     return (
-        results[0].title,
+        f"`{name}`: {results[0].title}",
         f"{sum(result.calls for result in results):,}",
         _errors(result.errors for result in results) or "none",
         f"{doubts};<br>applied: {applied:,}" if doubts else "none",
@@ -134,96 +130,44 @@ def _row(results: list[ScenarioResult]) -> tuple[str, ...]:
 
 
 def _errors(counts: Iterable[dict[str, int]]) -> str:
-    total: Counter[str] = Counter()
-    for each in counts:
-        total.update(each)
+    total = sum(map(Counter, counts), Counter[str]())
     return ";<br>".join(
         f"{'once' if times == 1 else f'{times:,} times'}: {cause}"
         for cause, times in total.most_common()
     )
 
 
-def plain(lines: Iterable[Sequence[str]]) -> str:
-    """A table for a terminal: a block for each row, because errors are long."""
-    return "\n".join(
-        "\n".join(f"{name + ':':<26}{cell}" for name, cell in zip(COLUMNS, line, strict=True))
-        + "\n"
-        for line in lines
-    )
-
-
-def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table for a page."""
-    table = [columns, ["---"] * len(columns), *lines]
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    table = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def save_faults(results: FaultResults) -> None:
-    """Save the results and update the page."""
-    _save(_FAULTS, results)
-
-
-def save_soak(results: SoakResults) -> None:
-    """Save the results and update the page."""
-    _save(_SOAK, results)
-
-
-def _save(path: Path, results: FaultResults | SoakResults) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_as_lines(results))
-    PAGE.write_text(rewritten(PAGE.read_text("utf-8")), "utf-8")
-
-
-def _as_lines(results: FaultResults | SoakResults) -> bytes:
-    """JSON that can be read and compared line by line; each moment is one line."""
-    text = msgspec.json.format(msgspec.json.encode(results), indent=1).decode()
-    moments = re.compile(r"\[\s+([-\d.e+]+(?:,\s+[-\d.e+]+){8})\s+\]")
-    return moments.sub(lambda each: f"[{' '.join(each[1].split())}]", text).encode() + b"\n"
-
-
-def rewritten(text: str) -> str:
-    """The text of a page with everything between markers made again."""
-
-    def fill(marked: re.Match[str]) -> str:
-        shown = _fault_section() if marked["what"] == "faults" else _soak_section()
-        return f"{marked['start']}\n\n{shown}\n\n{marked['end']}"
-
-    return _MARKED.sub(fill, text)
-
-
 def _fault_section() -> str:
-    if not _FAULTS.exists():
-        return "*Not run yet.*"
-    results = msgspec.json.decode(_FAULTS.read_bytes(), type=FaultResults)
+    results = msgspec.json.decode((FOLDER / "faults.json").read_bytes(), type=FaultResults)
     form, count = results.form, len(results.runs)
     latest = max(result.latest for run in results.runs for result in run)
-    runs = "One run" if count == 1 else f"{count} runs in a row, all passed"
-    summary = (
-        f"{runs}, with {form.workers} processes of {form.clients} clients each on "
-        f"{' and '.join(form.loops)}; each fault {form.rounds} times or for as long. The latest "
-        f"call ended {latest * 1000:.0f} ms after its `timeout`. {_where(results.environment)}"
+    return (
+        f"{_markdown(_COLUMNS, _rows(results.runs))}\n\n"
+        f"Totals of {count} runs, all passed, with {form.workers} processes of {form.clients} "
+        f"clients each on {' and '.join(form.loops)}, and up to {form.rounds} faults in a run. The "
+        f"latest call ended {latest * 1000:.0f} ms after its `timeout`. "
+        f"{_where(results.environment)}"
     )
-    return f"{markdown(COLUMNS, rows(results.runs))}\n\n{summary}"
 
 
 def _soak_section() -> str:
-    if not _SOAK.exists():
-        return "*Not run yet.*"
-    results = msgspec.json.decode(_SOAK.read_bytes(), type=SoakResults)
+    results = msgspec.json.decode((FOLDER / "soak.json").read_bytes(), type=SoakResults)
     last = results.moments[-1]
-    table = markdown(
-        ("after the warm-up", "first third", "last third"),
-        [
-            (name, _figure(name, first), _figure(name, end))
-            for name, (first, end) in results.figures.items()
-        ],
-    )
+    rows = [
+        (name, _figure(name, first), _figure(name, end))
+        for name, (first, end) in results.figures.items()
+    ]
     return (
         f"{last.minutes:.0f} minutes, {results.processes} processes of {results.callers} clients, "
         f"{last.calls:,} calls, {results.faults} faults, {last.errors:,} `StorageUnavailable`, "
         f"{len(results.flaws)} wrong replies; the first {results.warm_up:g} minutes are the "
-        f"warm-up. {_where(results.environment)}\n\n{table}\n\n"
-        "![Memory, tasks, connections and errors over time](reliability/soak.png)"
+        f"warm-up. {_where(results.environment)}\n\n"
+        f"{_markdown(('after the warm-up', 'first third', 'last third'), rows)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The load: clients in several processes that use sessions of their own and shared sessions.
+"""The load of one client: private sessions, and sessions that it shares with all clients.
 
 Invariants:
 
@@ -12,20 +12,12 @@ Invariants:
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
 
 from aiosessions import (
-    RedisStorage,
     Session,
     SessionError,
     SessionManager,
@@ -33,17 +25,12 @@ from aiosessions import (
     StorageUnavailable,
     When,
 )
-from tests.support.topologies import SENTINEL_NAME
+from tests.support.loops import LOOPS
 
-from .history import Event, content, id_of
-from .recording import LoopLag, RecordingStorage
+from .client import Endpoint, RecordingStorage
+from .history import content, id_of
 
-NAME = "fault-suite"
-"""The client name of the connections, except for those that a URL makes."""
-
-SHARED = 2
-"""The number of sessions that all clients change."""
-
+_SHARED = 2  # sessions that all clients change
 _LIFETIME = 86_400  # so that deadlines are compared with clocks
 _SHORT_LIVED_EVERY = 0.5
 _SHORT_LIFE = 0.3
@@ -53,177 +40,66 @@ _CHANGE_TAKES = 0.004
 _LONG_CHANGE_TAKES = 0.02
 
 
-class Endpoint(msgspec.Struct, omit_defaults=True):
-    """The address of the storage. One of the first three fields is set.
+class LoadForm(msgspec.Struct, frozen=True):
+    """The size of a load."""
 
-    Attributes:
-        url: The URL of one server.
-        sentinels: The ports of Sentinels.
-        nodes: The ports of nodes of a cluster.
-        user: With a URL, the user name. The password is in `password_file`.
-        password_file: See `user`.
-    """
-
-    url: str = ""
-    sentinels: list[int] = []
-    nodes: list[int] = []
-    user: str = ""
-    password_file: str = ""
+    workers: int = 3  # processes; the last one has two connections to each server
+    clients: int = 6  # in each process
+    rounds: int = 3  # how often a fault happens
+    span: float = 1.0  # seconds before and after a fault
+    loops: tuple[str, ...] = tuple(LOOPS)  # the processes take them in turn
 
 
-class WorkerSettings(msgspec.Struct, omit_defaults=True):
-    """The settings of one process of the load.
-
-    Attributes:
-        endpoint: The address of the storage.
-        seed: The seed from which all processes derive the same ids.
-        worker: The number of the process.
-        workers: The number of processes.
-        epoch: The start of the load, on the monotonic clock.
-        clients: The number of clients in the process.
-        timeout: The timeout of the storage, in seconds.
-        loop: The name of the event loop, of those in tests/support/loops.py.
-        connections: The number of connections per server.
-        ttl: The TTL of the storage, in seconds.
-        pause: The mean pause of a client between two steps, in seconds.
-        retry_after: The range of the pause after an error, in seconds.
-        history: The file for the events; empty for none.
-        secrets: Texts that no error may contain.
-        steps: Steps of the process's clock: seconds after the start, and the new offset.
-        sample: Seconds between two samples of the resource usage; 0 for none.
-    """
+class WorkerSettings(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The settings of one process of the load. Times are in seconds."""
 
     endpoint: Endpoint
-    seed: str
-    worker: int
-    workers: int
-    epoch: float
-    clients: int
-    timeout: float
-    loop: str = "asyncio"
-    connections: int = 1
+    form: LoadForm
+    seed: str  # from which all processes derive the same ids
+    epoch: float  # the start of the load, on the monotonic clock
+    worker: int  # the number of the process
+    timeout: float  # of the storage
     ttl: float = 600.0
-    pause: float = 0.008
-    retry_after: tuple[float, float] = (0.005, 0.02)
-    history: str = ""
-    secrets: list[str] = []
-    steps: list[tuple[float, float]] = []
-    sample: float = 0.0
-
-
-class _PasswordFile(CredentialProvider):
-    """Reads the password for each connection, as from a mounted secret."""
-
-    def __init__(self, user: str, path: Path) -> None:
-        self._user = user
-        self._path = path
-
-    def get_credentials(self) -> tuple[str, str]:
-        return self._user, self._path.read_text("utf-8")
-
-    async def get_credentials_async(self) -> tuple[str, str]:
-        return self.get_credentials()
-
-
-@asynccontextmanager
-async def open_storage(
-    endpoint: Endpoint, *, timeout: float, ttl: float, connections: int = 1
-) -> AsyncIterator[RedisStorage[Any]]:
-    """Open the storage under test."""
-    settings: Any = {"timeout": timeout, "ttl": ttl, "connections": connections}
-    if endpoint.nodes:
-        cluster = RedisCluster(host="127.0.0.1", port=endpoint.nodes[0], client_name=NAME)
-        async with RedisStorage[Any](cluster, **settings) as storage:
-            yield storage
-        await cluster.aclose()
-    elif endpoint.sentinels:
-        sentinel_settings = {
-            "socket_timeout": 0.3,
-            "socket_connect_timeout": 0.3,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        addresses = [("127.0.0.1", port) for port in endpoint.sentinels]
-        async with (
-            Sentinel(  # type: ignore[no-untyped-call]  # redis-py does not type it
-                addresses, sentinel_kwargs=sentinel_settings
-            ) as sentinel,
-            sentinel.master_for(SENTINEL_NAME, client_name=NAME) as client,
-            RedisStorage[Any](client, **settings) as storage,
-        ):
-            yield storage
-    elif endpoint.user:
-        provider = _PasswordFile(endpoint.user, Path(endpoint.password_file))
-        async with (
-            Redis.from_url(endpoint.url, credential_provider=provider, client_name=NAME) as client,
-            RedisStorage[Any](client, **settings) as storage,
-        ):
-            yield storage
-    else:
-        async with RedisStorage[Any].from_url(endpoint.url, **settings) as storage:
-            yield storage
+    pause: float = 0.008  # of a client between two steps, on average
+    retry_after: tuple[float, float] = (0.005, 0.02)  # the range of the pause after an error
+    secrets: list[str] = []  # texts that no error may contain
+    steps: list[tuple[float, float]] = []  # of the first process's clock: time, new offset
+    sample: float = 0.0  # between two samples of the resource usage; 0 for a history
 
 
 def shared_ids(seed: str) -> list[str]:
     """The ids of the sessions that all clients change."""
-    return [id_of(seed, "shared", number) for number in range(SHARED)]
+    return [id_of(seed, "shared", number) for number in range(_SHARED)]
 
 
 async def prepare(storage: RecordingStorage, seed: str) -> None:
     """Create the shared sessions before the load begins."""
+    sessions = SessionManager[Any](storage, max_lifetime=_LIFETIME)
     for id in shared_ids(seed):
-        await SessionManager[Any](storage, max_lifetime=_LIFETIME).create(
-            id=id, principal="all", data=content("", id, 0)
-        )
+        await sessions.create(id=id, principal="all", data=content(id))
 
 
-def change(session: Session[Any]) -> None:
-    """Make the change of every save and every mutation."""
-    data: Any = session.data
-    data["count"] += 1
+def _change(session: Session[Any]) -> None:
+    session.data["count"] += 1
 
 
 class LoadClient:
-    """A client that uses sessions until the load ends.
+    """A client that uses sessions until the load ends."""
 
-    Args:
-        settings: The settings of the process.
-        number: The number of the client in the process.
-        storage: The storage under test.
-        record: Called with each event.
-        lag: The lag of the event loop.
-    """
-
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        number: int,
-        storage: RedisStorage[Any],
-        record: Callable[[Event], None],
-        lag: LoopLag,
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, storage: RecordingStorage) -> None:
         self._settings = settings
-        self._name = f"{settings.worker}.{number}"
-        self._rng = random.Random(f"{settings.seed} {self._name}")  # noqa: S311 - not for secrets
-        self._storage = RecordingStorage(
-            storage,
-            record,
-            number=settings.worker * 1_000 + number,
-            timeout=settings.timeout,
-            lag=lag,
-            secrets=settings.secrets,
-        )
-        self._sessions = SessionManager[Any](self._storage, max_lifetime=_LIFETIME)
-        self._first = number == 0
-        self._shared = shared_ids(settings.seed)
+        self._storage = storage
+        self._sessions = SessionManager[Any](storage, max_lifetime=_LIFETIME)
+        seed, self._number = settings.seed, storage.number
+        self._rng = random.Random(f"{seed} {self._number}")  # noqa: S311 - not for secrets
         self._lives = 0
         self._id = ""  # of the client's own session, if it has one
         self._session: Session[Any] | None = None  # the client's copy, if it is fresh
         self._left = 0  # steps until the session is deleted or left alone
-        self._register = Session[Any](id=id_of(settings.seed, "register", self._name))
-        self._register.data = content("", self._register.id, 0)
+        self._register = Session[Any](id=id_of(seed, "register", self._number))
+        self._register.data = content(self._register.id)
         self._registered = False
-        self._created: int | None = None
-        self._deleted: int | None = None
+        self._created = self._deleted = -1  # numbers of short-lived sessions
 
     async def run(self, done: asyncio.Event) -> None:
         """Take one step after the other."""
@@ -243,10 +119,10 @@ class LoadClient:
         """Take a step in the life of a session that no other client knows."""
         if not self._id:
             self._lives += 1
-            self._id = id_of(self._settings.seed, self._name, self._lives)
+            self._id = id_of(self._settings.seed, self._number, self._lives)
             self._left = self._rng.randint(3, 20)
             self._session = await self._sessions.create(
-                id=self._id, principal=self._name, data=content("", self._id, 0)
+                id=self._id, principal=str(self._number), data=content(self._id)
             )
         elif self._session is None or self._left % 4 == 0:
             self._left -= 1
@@ -257,10 +133,10 @@ class LoadClient:
         elif self._left > 0:
             self._left -= 1
             if self._rng.random() < 0.5:
-                change(self._session)
+                _change(self._session)
                 await self._sessions.save(self._session)
             else:
-                self._session = await self._sessions.mutate(self._id, change)
+                self._session = await self._sessions.mutate(self._id, _change)
         else:
             id, self._id = self._id, ""
             if self._rng.random() < 0.7:  # otherwise it stays until the end
@@ -269,7 +145,7 @@ class LoadClient:
 
     async def _use_shared(self) -> None:
         """Load or change a session that all clients change."""
-        id = self._rng.choice(self._shared)
+        id = self._rng.choice(shared_ids(self._settings.seed))
         if self._rng.random() < 0.7:
             await self._sessions.mutate(id, self._slow_change(_CHANGE_TAKES))
         else:
@@ -280,7 +156,7 @@ class LoadClient:
 
         async def slow_change(session: Session[Any]) -> None:
             await asyncio.sleep(self._rng.uniform(0, seconds))
-            change(session)
+            _change(session)
 
         return slow_change
 
@@ -289,13 +165,13 @@ class LoadClient:
 
         The clock tells all clients which session is alive.
         """
-        number, age = divmod(time.monotonic() - self._settings.epoch, _SHORT_LIVED_EVERY)
-        number = int(number)
+        lives, age = divmod(time.monotonic() - self._settings.epoch, _SHORT_LIVED_EVERY)
+        number = int(lives)
         id = id_of(self._settings.seed, "short-lived", number)
-        if self._first and number % self._settings.workers == self._settings.worker:
+        if self._number == number % self._settings.form.workers * 1_000:  # the first of a process
             if self._created != number:
                 self._created = number
-                await self._sessions.create(id=id, data=content("", id, 0))
+                await self._sessions.create(id=id, data=content(id))
             elif age > _SHORT_LIFE and self._deleted != number:
                 self._deleted = number
                 await self._sessions.delete(id)
@@ -309,7 +185,7 @@ class LoadClient:
         if self._registered and self._rng.random() < 0.4:
             await self._storage.load(self._register.id)
             return
-        change(self._register)
+        _change(self._register)
         always = not self._registered or self._rng.random() < 0.5
         await self._storage.store(self._register, when=When.ALWAYS if always else When.PRESENT)
         self._registered = True
