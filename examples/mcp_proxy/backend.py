@@ -1,7 +1,7 @@
-"""A real MCP server, made with the official SDK: stateful sessions over streamable HTTP.
+"""An MCP server with a running total for each session, made with the official SDK.
 
-Its state lives in this process alone. A request that belongs to a session but names none, or the
-wrong one, gets nowhere: that is why the proxy in front must know each client's session here.
+The totals are in the memory of this process. The server finds a total by the session id that it
+gave out, so the proxy must know that id for each client.
 """
 
 import asyncio
@@ -19,34 +19,34 @@ totals: WeakKeyDictionary[ServerSession, int] = WeakKeyDictionary()
 
 
 class Confirmation(BaseModel):
-    """What the client's user is asked for before a total is cleared."""
+    """The user's answer to the question of `clear`."""
 
     sure: bool
 
 
 @server.tool()
 def add(number: int, context: Context[ServerSession, None]) -> int:
-    """Add to this session's running total, and say what it is now."""
+    """Add to this session's total, and return it."""
     totals[context.session] = totals.get(context.session, 0) + number
     return totals[context.session]
 
 
 @server.tool()
-async def clear(context: Context[ServerSession, None]) -> str:
-    """Set this session's total to zero, once the user has confirmed it.
+async def clear(context: Context[ServerSession, None]) -> int:
+    """Set this session's total to zero if the user confirms it, and return the total.
 
-    The question travels on the response stream of this very call, and the answer comes in as
-    another request, so a proxy that holds a stream back until it is complete would wait for ever.
+    The question leaves on the response stream of this call, and the answer arrives as another
+    request. A proxy that buffers responses would block both.
     """
-    reply = await context.elicit("Clear the total?", schema=Confirmation)
-    if reply.action != "accept" or not reply.data.sure:
-        return "kept"
-    totals[context.session] = 0
-    return "cleared"
+    total = totals.get(context.session, 0)
+    reply = await context.elicit(f"Clear the total of {total}?", schema=Confirmation)
+    if reply.action == "accept" and reply.data.sure:
+        totals[context.session] = 0
+    return totals.get(context.session, 0)
 
 
 if __name__ == "__main__":
     # SDK 1.30 logs an error with a traceback when a client ends its session while a stream is open.
     logging.getLogger("mcp.server.streamable_http").setLevel(logging.CRITICAL)
-    with suppress(KeyboardInterrupt):  # Ctrl-C
+    with suppress(KeyboardInterrupt):
         asyncio.run(serve(server.streamable_http_app()))

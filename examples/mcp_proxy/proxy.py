@@ -1,20 +1,23 @@
 """An MCP proxy for streamable HTTP that runs as any number of replicas.
 
-- The client's session id is the proxy's own. What it stands for, the backend's URL and session id,
-  is the typed `data` of a session that all replicas share, and never reaches the client.
-- A request that belongs to a session costs one command in the store: finding the session is also
-  what keeps it alive.
-- Response bodies pass through as they arrive, JSON and event streams alike. When the client goes
-  away, the backend's stream is closed.
-- A session that is not there is 404, which tells an MCP client to initialise again. A store that
-  cannot be asked is 503: the session may well be alive.
+- A client knows the proxy's session id only. The backend's URL and session id are the `data` of
+  that session, which all replicas share.
+- A request within a session costs one command in the store. It finds the session and renews its
+  time to live.
+- While a call or an event stream is open, the proxy renews the session from time to time. If the
+  session was deleted, the proxy ends the stream. If the store is down, the proxy tries again later.
+- Response bodies pass through as they arrive. When the client disconnects, the proxy closes the
+  backend's stream.
+- A session that does not exist is 404, and an MCP client then opens a new one. A store that does
+  not answer is 503, because the session may still exist.
 """
 
 import argparse
 import asyncio
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 
 import anyio
 import httpx
@@ -26,40 +29,65 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aiosessions import JsonCodec, RedisStorage, Session, SessionError, SessionManager
+from aiosessions import (
+    InvalidSessionId,
+    JsonCodec,
+    RedisStorage,
+    Session,
+    SessionError,
+    SessionManager,
+    SessionNotFound,
+    StorageUnavailable,
+)
 
-SESSION_HEADER = b"mcp-session-id"
-# RFC 9110, section 7.6.1: these concern one connection. So does Host, which httpx writes anew.
-HOP_BY_HOP = frozenset(
-    b"connection host keep-alive proxy-authenticate proxy-authorization proxy-connection"
-    b" te trailer transfer-encoding upgrade".split()
+TTL = 1800.0
+MAX_LIFETIME = timedelta(days=1)  # also the longest time for which open streams renew a session
+SESSION_HEADER = "mcp-session-id"
+# RFC 9110, section 7.6.1: these headers concern one connection. httpx writes its own Host. The
+# server under each replica writes Date and Server, so passing them on would send them twice.
+NOT_FORWARDED = frozenset(
+    b"connection date host keep-alive mcp-session-id proxy-authenticate proxy-authorization"
+    b" proxy-connection server te trailer transfer-encoding upgrade".split()
 )
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """Where a client's session lives: what the replicas need to share."""
+    """The backend's side of a session."""
 
     url: str
     session_id: str
 
 
 class Proxy:
-    """The endpoint. Borrows all it is given."""
+    """The MCP endpoint. It borrows the manager and the HTTP client.
+
+    Args:
+        sessions: The sessions that all replicas share.
+        http: The client for requests to backends.
+        backend: The URL of the MCP endpoint on which new sessions are opened.
+        renew_every: The seconds between two renewals while a call or a stream is open.
+    """
 
     def __init__(
-        self, sessions: SessionManager[Upstream], http: httpx.AsyncClient, backend: str
+        self,
+        sessions: SessionManager[Upstream],
+        http: httpx.AsyncClient,
+        backend: str,
+        renew_every: float = TTL / 4,
     ) -> None:
         self._sessions = sessions
         self._http = http
         self._backend = backend
+        self._renew_every = renew_every
 
     async def handle(self, request: Request) -> Response:
-        """Answer one request, of any method."""
-        await request.body()  # Starlette keeps it; later on the client may have gone
-        session: Session[Upstream] | None = None
-        if (session_id := request.headers.get(SESSION_HEADER.decode())) is not None:
-            session = await self._sessions.get(session_id)
-        response = await self._forward(request, session.data if session else None)
+        """Answer a request of any method."""
+        await request.body()  # Starlette keeps it; later the client may have disconnected
+        session = await self._session_of(request)
+        async with self._renewing(request, session) as block:
+            response = await self._forward(request, session.data if session else None)
+        if block.cancelled_caught:
+            raise SessionNotFound("the session ended during the call")
         try:
             if session is None:
                 session = await self._opened(response)
@@ -68,90 +96,125 @@ class Proxy:
         except BaseException:
             await response.aclose()
             raise
-        return Relay(response, session.id if session else None)
+        renewing = partial(self._renewing, request, session)
+        return Relay(response, session.id if session else None, renewing)
+
+    async def _session_of(self, request: Request) -> Session[Upstream] | None:
+        ids = request.headers.getlist(SESSION_HEADER)
+        if len(ids) > 1:
+            raise InvalidSessionId("the request names more than one session")
+        return await self._sessions.get(ids[0]) if ids else None
 
     async def _forward(self, request: Request, upstream: Upstream | None) -> httpx.Response:
-        """Send the request on; comes back with the response's headers, its body still to come."""
+        """Send the request to the backend, and return its response with the body still unread."""
         onward = self._http.build_request(
             request.method,
             upstream.url if upstream else self._backend,
-            headers=end_to_end(request.headers.raw, upstream.session_id if upstream else None),
+            headers=forwarded(request.headers.raw, upstream.session_id if upstream else None),
             content=await request.body(),
         )
         return await self._http.send(onward, stream=True)
 
     async def _opened(self, response: httpx.Response) -> Session[Upstream] | None:
-        """The new session, if the backend has opened one."""
-        theirs = response.headers.get(SESSION_HEADER.decode())
+        """Store a new session if the backend has opened one."""
+        theirs = response.headers.get(SESSION_HEADER)
         if theirs is None or not response.is_success:
             return None
         upstream = Upstream(url=str(response.request.url), session_id=theirs)
         try:
-            return await self._sessions.create(kind="streamable", data=upstream)
+            return await self._sessions.create(kind="mcp", data=upstream)
         except SessionError:
-            # Nobody will ever find the backend's session again: end it now, not when it idles out.
+            # The client cannot use the backend's session, so end it before it idles out.
             with suppress(httpx.HTTPError):
-                headers = end_to_end([], theirs)
-                await self._http.delete(upstream.url, headers=headers, timeout=5)
+                await self._http.delete(upstream.url, headers=forwarded([], theirs), timeout=5)
             raise
+
+    @asynccontextmanager
+    async def _renewing(
+        self, request: Request, session: Session[Upstream] | None
+    ) -> AsyncIterator[anyio.CancelScope]:
+        """Renew the session while the block runs; cancel the block when the session has ended."""
+        with anyio.CancelScope() as block:
+            if session is None:
+                yield block
+                return
+            task = asyncio.create_task(self._renew(request, session.id, block))
+            try:
+                yield block
+            finally:
+                task.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([task])
+
+    async def _renew(self, request: Request, id: str, block: anyio.CancelScope) -> None:
+        with suppress(SessionError):  # deleted, expired, or unreadable
+            while True:
+                await asyncio.sleep(self._renew_every)
+                if await request.is_disconnected():
+                    break
+                with suppress(StorageUnavailable):  # an outage: try again next time
+                    await self._sessions.get(id)
+        block.cancel()
 
 
 class Relay(StreamingResponse):
-    """Passes the backend's answer on piece by piece."""
+    """Passes the backend's response on, piece by piece, while the session is being renewed."""
 
-    def __init__(self, upstream: httpx.Response, session_id: str | None) -> None:
+    def __init__(
+        self,
+        upstream: httpx.Response,
+        session_id: str | None,
+        renewing: Callable[[], AbstractAsyncContextManager[object]],
+    ) -> None:
         super().__init__(upstream.aiter_raw(), upstream.status_code)
-        self.raw_headers = end_to_end(upstream.headers.raw, session_id)
+        self.raw_headers = forwarded(upstream.headers.raw, session_id)
         self._upstream = upstream
+        self._renewing = renewing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it all, and close the backend's stream however that ends."""
+        """Send the response, and close the backend's stream in any case."""
         try:
             await super().__call__(scope, receive, send)
-        finally:  # also when the client has gone, which Starlette answers by cancelling the above
+        finally:  # Starlette cancels the call when the client disconnects
             with anyio.CancelScope(shield=True):
                 await self._upstream.aclose()
 
+    async def stream_response(self, send: Send) -> None:
+        """Send the headers, then the body until it ends or the session does."""
+        status, headers = self.status_code, self.raw_headers
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        async with self._renewing():
+            async for chunk in self._upstream.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-def end_to_end(
+
+def forwarded(
     headers: Iterable[tuple[bytes, bytes]], session_id: str | None
 ) -> list[tuple[bytes, bytes]]:
-    """The headers to pass on, with the session id that the side they are passed to knows."""
-    named = [(name.lower(), value) for name, value in headers]
-    listed = {
-        token.strip().lower()
-        for name, value in named
-        if name == b"connection"
-        for token in value.split(b",")
-    }
-    dropped = HOP_BY_HOP | listed | {SESSION_HEADER}
-    kept = [(name, value) for name, value in named if name not in dropped]
-    return [*kept, (SESSION_HEADER, session_id.encode())] if session_id else kept
+    """The headers to pass on, with the session id that the receiver knows."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    named = b",".join(value for name, value in lowered if name == b"connection")
+    dropped = NOT_FORWARDED | {name.strip().lower() for name in named.split(b",")}
+    kept = [(name, value) for name, value in lowered if name not in dropped]
+    return [*kept, (SESSION_HEADER.encode(), session_id.encode())] if session_id else kept
 
 
 def _ended(request: Request, response: httpx.Response) -> bool:
-    """Whether the backend's session is over: the client has ended it, or it is gone."""
+    """Whether the client has ended the backend's session, or the backend no longer knows it."""
     deleted = request.method == "DELETE" and response.is_success
     return deleted or response.status_code == 404
 
 
 class JsonRpcRequest(msgspec.Struct):
-    """As much of a request as its error answer needs. What has no method is no request."""
+    """The part of a request that an error response repeats. Notifications come without an id."""
 
     method: str
-    id: str | int | float | msgspec.UnsetType = msgspec.UNSET  # a notification has none
-
-
-class JsonRpcError(msgspec.Struct, kw_only=True):
-    """A JSON-RPC error answer. An id that is unset is left out altogether, never null."""
-
-    jsonrpc: str = "2.0"
-    id: str | int | float | msgspec.UnsetType = msgspec.UNSET
-    error: dict[str, str | int]
+    id: str | int | float | None = None
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Turn what went wrong into an HTTP status and a JSON-RPC error."""
+    """Turn an exception into an HTTP status and a JSON-RPC error."""
     status = error.status if isinstance(error, SessionError) else 502
     code, message = {
         400: (-32600, "Invalid session id"),
@@ -159,25 +222,17 @@ async def refuse(request: Request, error: Exception) -> Response:
         502: (-32000, "Backend unavailable"),
         503: (-32000, "Session store unavailable"),
     }.get(status, (-32603, "Internal error"))
-    answer = JsonRpcError(error={"code": code, "message": message})
-    with suppress(msgspec.DecodeError):  # no JSON, no request, or no id that could be one
-        answer.id = msgspec.json.decode(await request.body(), type=JsonRpcRequest).id
+    answer: dict[str, object] = {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
+    with suppress(msgspec.DecodeError):  # not JSON, or not a request
+        request_id = msgspec.json.decode(await request.body(), type=JsonRpcRequest).id
+        answer |= {} if request_id is None else {"id": request_id}
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
 
 
-def create_app(
-    sessions: SessionManager[Upstream], http: httpx.AsyncClient, backend: str
-) -> Starlette:
-    """The proxy as an ASGI application.
-
-    Args:
-        sessions: Shared by all replicas.
-        http: For the requests to backends.
-        backend: The URL of the MCP endpoint that new sessions go to.
-    """
-    handle = Proxy(sessions, http, backend).handle
+def create_app(proxy: Proxy) -> Starlette:
+    """The proxy as an ASGI application."""
     return Starlette(
-        routes=[Route("/mcp", handle, methods=["GET", "POST", "DELETE"])],
+        routes=[Route("/mcp", proxy.handle, methods=["GET", "POST", "DELETE"])],
         exception_handlers={SessionError: refuse, httpx.HTTPError: refuse},
     )
 
@@ -187,23 +242,21 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--store", required=True, help="the URL of Redis or Valkey")
     parser.add_argument("--backend", required=True, help="the URL of the MCP server's endpoint")
+    parser.add_argument("--port", type=int, default=0, help="by default a free one")
     arguments = parser.parse_args()
     storage = RedisStorage.from_url(
-        arguments.store,
-        ttl=timedelta(minutes=30),
-        codec=JsonCodec(data_type=Upstream),
-        timeout=2,
+        arguments.store, ttl=TTL, codec=JsonCodec(data_type=Upstream), timeout=2
     )
-    # An event stream may stay silent and open for hours, and each holds a connection.
+    # An event stream may stay silent for hours, and each one holds a connection.
     http = httpx.AsyncClient(
         timeout=httpx.Timeout(5, read=None),
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     )
-    async with storage, SessionManager(storage) as sessions, http:
-        await serve(create_app(sessions, http, arguments.backend))
+    async with storage, SessionManager(storage, max_lifetime=MAX_LIFETIME) as sessions, http:
+        await serve(create_app(Proxy(sessions, http, arguments.backend)), arguments.port)
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):  # Ctrl-C
+    with suppress(KeyboardInterrupt):
         asyncio.run(main())
