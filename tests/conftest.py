@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from tests.support.clients import LONG, Storage, stored
+from tests.support.clients import Storage, storage_at, stored
 from tests.support.loops import LOOPS
 from tests.support.proxy import Counts, FaultProxy
 from tests.support.servers import Server, binaries, running
@@ -14,18 +14,23 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of tests that run on every event loop."""
-    line = "every_loop: run the coroutine test on asyncio, on uvloop, and with eager tasks"
-    config.addinivalue_line("markers", line)
+    """Register the markers."""
+    for line in (
+        "every_loop: run the coroutine test on asyncio, on uvloop, and with eager tasks",
+        "slow: the test, or the servers of its module, need more than two seconds",
+    ):
+        config.addinivalue_line("markers", line)
 
 
 def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Choose the event loops of a coroutine test; pytest-asyncio calls this hook."""
-    if item.get_closest_marker("every_loop"):
-        return LOOPS
-    return {"asyncio": LOOPS["asyncio"]}
+    if not item.get_closest_marker("every_loop"):
+        return {"asyncio": LOOPS["asyncio"]}
+    if "jump" in getattr(item, "fixturenames", ()):
+        return {name: loop for name, loop in LOOPS.items() if name != "uvloop"}
+    return LOOPS
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +58,7 @@ async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
 @pytest.fixture
 async def storage(proxy: FaultProxy) -> AsyncIterator[Storage]:
     """A connected storage behind the proxy, which does not count the handshake."""
-    async with Storage.from_url(proxy.url, ttl=60, timeout=LONG) as storage:
+    async with storage_at(proxy.url) as storage:
         await stored(storage)
         proxy.counts = Counts(connections=1)
         yield storage

@@ -8,7 +8,7 @@ import sys
 
 from aiosessions import JsonCodec, RedisStorage, Session, SessionManager
 
-_CALLERS = 25
+_CALLERS = 10
 
 
 def _increment(session: Session[int]) -> None:

@@ -18,7 +18,9 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from aiosessions import JsonCodec, RedisStorage, Session, StorageUnavailable, When
+from aiosessions import JsonCodec, Session, StorageUnavailable, When
+from tests.support.clients import LONG, Storage, storage_at, use
+from tests.support.proxy import until
 from tests.support.secrets import (
     DELETES,
     HEADER,
@@ -35,7 +37,8 @@ from tests.support.secrets import (
     secretive,
 )
 from tests.support.servers import Server, binaries, refused_port, running
-from tests.support.topologies import eventually
+
+pytestmark = pytest.mark.usefixtures("short_bridge")
 
 QUOTED = quote(PASSWORD, safe="")
 
@@ -63,10 +66,9 @@ def secured(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module", params=binaries())
-def troubled(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server with settings that a test may change, and then restores."""
-    # Else a master waits for more replicas before it serves the first one.
-    with running(binaries()[request.param], "--repl-diskless-sync-delay", "0") as server:
+def fragile_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of each kind, with settings that a test may change."""
+    with running(binaries()[request.param]) as server:
         yield server
 
 
@@ -76,31 +78,27 @@ def url_of(server: Server, user: str = "", password: str | None = PASSWORD) -> s
     return f"redis://{credentials}127.0.0.1:{server.port}/0"
 
 
-def administrator(server: Server) -> "redis.Redis":
-    """A client with every right."""
-    return redis.Redis(port=server.port, password=PASSWORD)
-
-
 @contextmanager
-def kept(client: "redis.Redis") -> Iterator[Session[Any]]:
+def kept(
+    server: Server, password: str | None = None
+) -> Iterator[tuple["redis.Redis", Session[Any]]]:
     """Store a session that the block must neither change, renew nor remove."""
-    client.flushall()
-    session = secretive()
-    record = HEADER + JsonCodec[Any]().encode(session)
-    session.revision = record[1:17].decode()
-    client.set(f"session:{ID}", record, px=600_000)
-    before = contents(client)
-    yield session
-    assert contents(client) == before
-    left: Any = client.pttl(f"session:{ID}")
-    assert 500_000 < left <= 600_000
+    with redis.Redis(port=server.port, password=password) as client:
+        client.flushall()
+        session = secretive()
+        record = HEADER + JsonCodec[Any]().encode(session)
+        session.revision = record[1:17].decode()
+        client.set(f"session:{ID}", record, px=600_000)
+        before = contents(client)
+        yield client, session
+        assert contents(client) == before
+        left: Any = client.pttl(f"session:{ID}")
+        assert 500_000 < left <= 600_000
 
 
-async def all_refused(
-    url: str, session: Session[Any], verbs: dict[str, Verb], hint: str, **settings: Any
-) -> None:
+async def all_refused(url: str, session: Session[Any], verbs: dict[str, Verb], hint: str) -> None:
     """Check that all these verbs are unavailable for a reason; none is in doubt."""
-    async with RedisStorage[Any].from_url(url, ttl=600, **settings) as storage:
+    async with storage_at(url, ttl=6_000) as storage:
         await asyncio.gather(
             *(refused(verb, storage, session, StorageUnavailable, hint) for verb in verbs.values())
         )
@@ -114,29 +112,20 @@ INTRUDERS: dict[str, tuple[str, str | None, str]] = {
     "password-of-unknown-user": ("Fd4", "Zq7-wrong-Xv9", "refuses the user name or password"),
     "no-password": ("", None, "asks for a password"),
     "disabled-user": ("disabled", PASSWORD, "refuses the user name or password"),
-    "no-rights": ("nobody", PASSWORD, "may not run a command, or use a key"),
-    "no-right-to-the-keys": ("stranger", PASSWORD, "may not run a command, or use a key"),
+    "no-rights": ("nobody", PASSWORD, "a command, or use a key, that this storage needs"),
+    "other-keys": ("stranger", PASSWORD, "a command, or use a key, that this storage needs"),
 }
 
 
 @pytest.mark.parametrize(("user", "password", "hint"), INTRUDERS.values(), ids=INTRUDERS)
 async def test_wrong_credentials_are_unavailable(
-    secured: Server,
-    user: str,
-    password: str | None,
-    hint: str,
-    caplog: pytest.LogCaptureFixture,
+    secured: Server, user: str, password: str | None, hint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The error names the server and the problem; neither it nor the log has a password."""
     caplog.set_level(logging.DEBUG)
-    with administrator(secured) as client, kept(client) as session:
-        message = f"{hint}, that this storage needs" if "key" in hint else hint
-        await all_refused(
-            url_of(secured, user, password),
-            session,
-            VERBS,
-            f"{message} (127.0.0.1:{secured.port})",
-        )
+    with kept(secured, PASSWORD) as (_, session):
+        address = f"(127.0.0.1:{secured.port})"
+        await all_refused(url_of(secured, user, password), session, VERBS, f"{hint} {address}")
 
     assert [secret for secret in SECRETS if secret in caplog.text] == []
 
@@ -145,7 +134,7 @@ async def test_borrowed_client_with_wrong_password_is_unavailable(secured: Serve
     """The settings of a borrowed client are not revealed either."""
     async with (
         Redis(port=secured.port, username="sessions", password="Zq7-wrong-Xv9") as client,
-        RedisStorage[Any](client, ttl=60) as storage,
+        Storage(client, ttl=60) as storage,
     ):
         assert [piece for piece in PIECES if piece in repr(storage)] == []
         for verb in VERBS.values():
@@ -155,43 +144,41 @@ async def test_borrowed_client_with_wrong_password_is_unavailable(secured: Serve
 @pytest.mark.parametrize("user", ["", "default", "sessions"])
 async def test_right_password_is_enough(secured: Server, user: str) -> None:
     """Any password works in a URL if it is quoted, and a user needs few rights."""
-    async with RedisStorage[Any].from_url(url_of(secured, user), ttl=60) as storage:
-        session = secretive()
-        for when in (When.ALWAYS, When.PRESENT, When.UNCHANGED):
-            await storage.store(session, when=when)
-        assert await storage.load(ID) == session
-        assert await storage.delete(ID) is True
+    async with storage_at(url_of(secured, user)) as storage:
+        await use(storage)
 
 
-async def test_user_may_be_a_reader(secured: Server) -> None:
-    """The verbs that the user has the rights for work; the others are refused."""
-    with administrator(secured) as client, kept(client) as session:
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_credentials_of_a_borrowed_client_are_used(secured: Server, protocol: int) -> None:
+    """The connection of the storage authenticates as the user of the client."""
+    credentials: dict[str, Any] = {"username": "sessions", "password": PASSWORD}
+    async with (
+        Redis(port=secured.port, protocol=protocol, **credentials) as client,
+        Storage(client, ttl=60) as storage,
+    ):
+        await use(storage)
+
+
+async def test_verbs_need_only_their_own_rights(secured: Server) -> None:
+    """A reader can load. A user without DEL cannot delete, although only a script runs DEL."""
+    with kept(secured, PASSWORD) as (_, session):
         url = url_of(secured, "reader")
         await all_refused(url, session, WRITES | DELETES, "may not run a command")
-        async with RedisStorage[Any].from_url(url, ttl=600) as storage:
+        async with storage_at(url, ttl=600) as storage:
             assert (await storage.load(ID)).data == session.data
-
-
-async def test_rights_in_a_script_count(secured: Server) -> None:
-    """A user without DEL cannot delete, although only the script runs DEL."""
-    with administrator(secured) as client, kept(client) as session:
         await all_refused(url_of(secured, "writer"), session, DELETES, "may not run a command")
 
 
 async def test_absent_server_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
-    """Every verb says that the server refuses connections."""
+    """Every verb says that the server refuses connections, or that the socket is absent."""
     caplog.set_level(logging.DEBUG)
     with refused_port() as port:
         hint = f"cannot connect: Connection refused (127.0.0.1:{port})"
         await all_refused(f"redis://:{QUOTED}@127.0.0.1:{port}", secretive(), VERBS, hint)
-
-    assert [secret for secret in SECRETS if secret in caplog.text] == []
-
-
-async def test_absent_socket_is_unavailable() -> None:
-    """The error names the path of the unix socket."""
     hint = "cannot connect: No such file or directory (/nonexistent/socket)"
     await all_refused(f"unix://:{QUOTED}@/nonexistent/socket", secretive(), READS, hint)
+
+    assert [secret for secret in SECRETS if secret in caplog.text] == []
 
 
 async def test_unknown_host_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,28 +189,17 @@ async def test_unknown_host_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     hint = "the host name sessions.invalid cannot be resolved (sessions.invalid:6379)"
-    url = f"redis://:{QUOTED}@sessions.invalid"
-    await all_refused(url, secretive(), VERBS, hint, timeout=0.2)
+    await all_refused(f"redis://:{QUOTED}@sessions.invalid", secretive(), VERBS, hint)
 
 
-async def test_unknown_database_is_unavailable(troubled: Server) -> None:
+async def test_unknown_database_is_unavailable(valkey: Server) -> None:
     """The error says that the number of the database is wrong."""
-    hint = f"the server has no database of this number (127.0.0.1:{troubled.port})"
-    await all_refused(troubled.url.replace("/0", "/4711"), secretive(), VERBS, hint)
-
-
-async def test_full_server_is_unavailable(troubled: Server) -> None:
-    """The error says that the server accepts no more clients."""
-    with troubled.client() as client, kept(client) as session:
-        client.config_set("maxclients", "1")
-        try:
-            await all_refused(troubled.url, session, VERBS, "as many clients as it accepts")
-        finally:
-            client.config_set("maxclients", "1000")
+    hint = f"the server has no database of this number (127.0.0.1:{valkey.port})"
+    await all_refused(valkey.url.replace("/0", "/4711"), secretive(), VERBS, hint)
 
 
 async def test_server_of_another_protocol_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
-    """An HTTP server, say, is recognised as such, and no secret is logged."""
+    """An HTTP server is recognised, and no secret is logged."""
     caplog.set_level(logging.DEBUG)
 
     async def speak(stream: anyio.abc.SocketStream) -> None:
@@ -248,93 +224,68 @@ async def test_server_of_another_protocol_is_unavailable(caplog: pytest.LogCaptu
 # Servers that refuse the commands.
 
 
-def met(session: Session[Any]) -> dict[str, Verb]:
-    """The writes, each with its condition met, so that only the server objects."""
-    new = msgspec.structs.replace(session, id=f"{ID}-new")
-    return WRITES | {"store-absent": lambda storage, _: storage.store(new, when=When.ABSENT)}
-
-
-@contextmanager
-def replica_of(master: Server) -> Iterator[Server]:
-    """A replica that has all keys of its master."""
-    with running(master.binary, "--replicaof", "127.0.0.1", str(master.port)) as replica:
-        with master.client() as client, replica.client() as observer:
-            eventually(lambda: client.dbsize() == observer.dbsize())
-        yield replica
-
-
-async def test_read_only_replica_is_unavailable(troubled: Server) -> None:
+async def test_read_only_replica_is_unavailable(fragile: Server) -> None:
     """A replica refuses loads, because they renew the TTL, and cannot judge a condition.
 
-    It may be out of date: a missing session may exist, and an existing one may be deleted.
+    It may be out of date: a missing session may exist, and an existing one may be deleted. Of 20
+    commands in one batch, each one is refused, and none is in doubt.
     """
-    with troubled.client() as client, kept(client) as session, replica_of(troubled) as replica:
-        hint = f"the server is a read-only replica (127.0.0.1:{replica.port})"
+    with refused_port() as port, kept(fragile) as (client, session):
+        client.replicaof("127.0.0.1", port)
+        hint = f"the server is a read-only replica (127.0.0.1:{fragile.port})"
         outdated = msgspec.structs.replace(session, revision="another-revision")
         unknown = msgspec.structs.replace(session, id=f"{ID}-unknown")
         for each in (session, outdated, unknown):
-            await all_refused(replica.url, each, VERBS, hint)
+            await all_refused(fragile.url, each, VERBS, hint)
+        for verb in VERBS.values():
+            await all_refused(fragile.url, session, {str(n): verb for n in range(20)}, hint)
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
-async def test_batch_refused_by_a_replica_is_not_in_doubt(troubled: Server, verb: Verb) -> None:
-    """Of 20 commands in one batch, each one is refused, and none may have been applied."""
-    with troubled.client() as client, kept(client) as session, replica_of(troubled) as replica:
-        await all_refused(replica.url, session, {str(n): verb for n in range(20)}, "read-only")
-
-
-async def test_replica_without_its_master_is_unavailable(troubled: Server) -> None:
+async def test_replica_without_its_master_is_unavailable(fragile: Server) -> None:
     """A replica that must not serve stale data refuses everything."""
-    stale = ("--replica-serve-stale-data", "no")
-    with (
-        refused_port() as port,
-        running(troubled.binary, "--replicaof", "127.0.0.1", str(port), *stale) as replica,
-    ):
-        await all_refused(replica.url, secretive(), VERBS, "the replica has lost its master")
+    with refused_port() as port, fragile.client() as client:
+        client.config_set("replica-serve-stale-data", "no")
+        client.replicaof("127.0.0.1", port)
+        await all_refused(fragile.url, secretive(), VERBS, "the replica has lost its master")
 
 
-async def test_server_without_memory_refuses_writes(troubled: Server) -> None:
-    """No write is applied; sessions can still be loaded."""
-    with troubled.client() as client, kept(client) as session:
-        client.config_set("maxmemory", "1")
-        try:
-            await all_refused(troubled.url, session, met(session), "out of memory")
-            async with RedisStorage[Any].from_url(troubled.url, ttl=600) as storage:
+NEW = f"{ID}-new"
+CREATE: Verb = lambda storage, session: storage.store(  # noqa: E731 - of a session that is absent
+    msgspec.structs.replace(session, id=NEW), when=When.ABSENT
+)
+LIMITS: dict[str, tuple[str, dict[str, Verb], str]] = {
+    "maxclients": ("1", VERBS, "as many clients as it accepts"),
+    # Sessions can still be loaded.
+    "maxmemory": ("1", WRITES | {"store-absent": CREATE}, "out of memory"),
+    # Redis 6.2 does not check the writes of scripts.
+    "min-replicas-to-write": ("1", READS | {"set": WRITES["store-always"]}, "too few replicas"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_server_at_its_limit_is_unavailable(fragile: Server, limit: str) -> None:
+    """No write is applied, and verbs that the server still serves have their results."""
+    value, verbs, hint = LIMITS[limit]
+    with kept(fragile) as (client, session):
+        client.config_set(limit, value)
+        await all_refused(fragile.url, session, verbs, hint)
+        if "load" not in verbs:
+            async with storage_at(fragile.url, ttl=600) as storage:
                 assert (await storage.load(ID)).data == session.data
-        finally:
-            client.config_set("maxmemory", "0")
+        client.config_set(limit, "1000" if limit == "maxclients" else "0")
 
 
-async def test_server_with_too_few_replicas_is_unavailable(troubled: Server) -> None:
-    """A server that has fewer replicas than it must have refuses writes and loads."""
-    with troubled.client() as client, kept(client) as session:
-        client.config_set("min-replicas-to-write", "1")
-        try:
-            # Redis 6.2 does not check the writes of scripts.
-            verbs = READS | {"store-always": WRITES["store-always"]}
-            await all_refused(troubled.url, session, verbs, "too few replicas")
-        finally:
-            client.config_set("min-replicas-to-write", "0")
-
-
-async def test_busy_server_is_unavailable(troubled: Server) -> None:
+async def test_busy_server_is_unavailable(fragile: Server) -> None:
     """A script of another program that does not end blocks all clients."""
-    with troubled.client() as client, kept(client) as session:
+    with kept(fragile) as (client, session):
         client.config_set("lua-time-limit", "1")
-        async with Redis.from_url(troubled.url) as other, anyio.create_task_group() as tasks:
-
-            async def loop() -> None:
-                with suppress(redis.ResponseError):  # the script is killed
-                    await other.eval("while true do end", 0)
-
-            tasks.start_soon(loop)
-            try:
-                with anyio.fail_after(10):
-                    while not is_busy(client):  # noqa: ASYNC110 - a server raises no event
-                        await anyio.sleep(0.01)
-                await all_refused(troubled.url, session, VERBS, "busy with a script")
-            finally:
-                client.script_kill()
+        async with Redis.from_url(fragile.url, socket_timeout=LONG) as other:
+            looping = asyncio.ensure_future(other.eval("while true do end", 0))
+            await until(lambda: is_busy(client))
+            await all_refused(fragile.url, session, VERBS, "busy with a script")
+            client.script_kill()
+            with pytest.raises(redis.ResponseError, match="killed"):
+                await looping
 
 
 def is_busy(client: "redis.Redis") -> bool:
@@ -349,9 +300,5 @@ def is_busy(client: "redis.Redis") -> bool:
 @pytest.mark.parametrize("binary", binaries().values(), ids=binaries())
 async def test_old_server_is_unavailable(binary: Path) -> None:
     """A server without GETEX quotes the command with the id; our error does not."""
-    with (
-        running(binary, "--rename-command", "GETEX", "") as server,
-        server.client() as client,
-        kept(client) as session,
-    ):
+    with running(binary, "--rename-command", "GETEX", "") as server, kept(server) as (_, session):
         await all_refused(server.url, session, READS, "has no GETEX: Redis 6.2 or later")

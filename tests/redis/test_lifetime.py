@@ -4,106 +4,65 @@ import asyncio
 import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import pytest
 from redis.asyncio import Redis
 
-from aiosessions import Session, StorageClosed, StorageMisused, When, new_session_id
-from tests.support.clients import LONG, Storage, load_all, many, our_tasks
+from aiosessions import Session, StorageClosed, StorageMisused
+from tests.support.clients import Storage, our_tasks, storage_at, stored, use
 from tests.support.loops import LOOPS
 from tests.support.proxy import FaultProxy, hold, until
+from tests.support.secrets import VERBS
 from tests.support.servers import Server
+from tests.support.topologies import eventually
 
+NewConnections = Callable[[], set[str]]
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
-
-
-@pytest.fixture(params=LOOPS)
-def new_loop(request: pytest.FixtureRequest) -> NewLoop:
-    """A function that makes an event loop, of each kind."""
-    return LOOPS[request.param]
-
-
-async def use(storage: Storage) -> None:
-    """Store, load and delete sessions concurrently."""
-    sessions = await many(storage, 10)
-    await load_all(storage, sessions)
-    assert all(await asyncio.gather(*(storage.delete(each.id) for each in sessions)))
-
-
-@contextmanager
-def connections_closed(server: Server) -> Iterator[None]:
-    """Check that the connections of the block are closed at its end."""
-    with server.client() as direct:
-        before = {each["id"] for each in direct.client_list()}
-        yield
-        asyncio.run(until(lambda: {each["id"] for each in direct.client_list()} <= before))
 
 
 # Event loops.
 
 
-def test_storage_moves_on_when_its_loop_is_closed(valkey: Server, new_loop: NewLoop) -> None:
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_storage_moves_on_when_its_loop_is_closed(
+    valkey: Server, new_loop: NewLoop, new_connections: NewConnections
+) -> None:
     """A storage works on one event loop after another, and leaves nothing on the closed ones."""
-    storage = Storage.from_url(valkey.url, ttl=60, timeout=LONG)
-    with connections_closed(valkey):
-        for _ in range(3):
-            with asyncio.Runner(loop_factory=new_loop) as runner:
-                runner.run(use(storage))
-            gc.collect()
+    storage = storage_at(valkey.url)
+    for _ in range(2):
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(use(storage))
-            runner.run(storage.aclose())
-            with pytest.raises(StorageClosed):
-                runner.run(storage.load("absent"))
-
-
-def test_storage_of_closed_loop_can_be_closed(valkey: Server, new_loop: NewLoop) -> None:
-    """`aclose` may run on another event loop after the loop of the storage was closed."""
-    storage = Storage.from_url(valkey.url, ttl=60)
-    with connections_closed(valkey):
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(use(storage))
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(storage.aclose())
-            with pytest.raises(StorageClosed):
-                runner.run(storage.load("absent"))
-
-
-def test_second_running_loop_is_misuse(valkey: Server, new_loop: NewLoop) -> None:
-    """On another event loop every verb fails at once, and the first loop is not disturbed."""
-    storage = Storage.from_url(valkey.url, ttl=60, timeout=LONG)
-    session = Session(id=new_session_id())
-
-    async def misuse() -> None:
-        for verb in (
-            storage.load(session.id),
-            storage.store(session),
-            storage.store(session, when=When.UNCHANGED),
-            storage.delete(session.id),
-            storage.delete_expired(),
-            storage.ping(),
-            storage.aclose(),
-        ):
-            with pytest.raises(StorageMisused, match="in use by another event loop"):
-                await verb
-
-    async def main() -> None:
-        async with storage:
-            await use(storage)
-            await asyncio.to_thread(asyncio.run, misuse())
-            await use(storage)
-
+            runner.run(use(storage, callers=5))
+    gc.collect()
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(main())
+        runner.run(storage.aclose())
+        with pytest.raises(StorageClosed):
+            runner.run(storage.load("absent"))
+    eventually(lambda: not new_connections())
+
+
+@pytest.mark.every_loop
+async def test_second_running_loop_is_misuse(valkey: Server) -> None:
+    """On another event loop every verb fails at once, and the first loop is not disturbed."""
+    async with storage_at(valkey.url) as storage:
+
+        async def misuse() -> None:
+            calls = [verb(storage, Session(id="x")) for verb in VERBS.values()]
+            for call in (*calls, storage.delete_expired(), storage.ping(), storage.aclose()):
+                with pytest.raises(StorageMisused, match="in use by another event loop"):
+                    await call
+
+        await use(storage)
+        await asyncio.to_thread(asyncio.run, misuse())
+        await use(storage)
 
 
 def test_trio_is_misuse(valkey: Server) -> None:
     """Without an event loop of asyncio, the error says that the storage needs one."""
-    storage = Storage.from_url(valkey.url, ttl=60)
+    storage = storage_at(valkey.url)
 
     async def main() -> None:
         with pytest.raises(StorageMisused, match="runs under asyncio"):
@@ -144,25 +103,24 @@ def run_in_child(coroutine):
     finally:
         os._exit(1)
 
-new_loop = LOOPS[sys.argv[2]]
-used, unused, new = (RedisStorage.from_url(sys.argv[1], ttl=60) for _ in range(3))
-with asyncio.Runner(loop_factory=new_loop) as runner:
-    runner.run(use(used))
-    for coroutine in (misuse(used), use(unused), use(new)):
-        run_in_child(coroutine)
-        coroutine.close()
-    for storage in (used, unused, new):
-        runner.run(use(storage))
-        runner.run(storage.aclose())
-gc.collect()
+for new_loop in LOOPS.values():
+    used, unused = (RedisStorage.from_url(sys.argv[1], ttl=60) for _ in range(2))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(use(used))
+        for coroutine in (misuse(used), use(unused)):
+            run_in_child(coroutine)
+            coroutine.close()
+        for storage in (used, unused):
+            runner.run(use(storage))
+            runner.run(storage.aclose())
+    gc.collect()
 """
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_forked_process_cannot_use_open_storage(valkey: Server, loop: str) -> None:
+def test_forked_process_cannot_use_open_storage(valkey: Server) -> None:
     """A child may use only storages that were unused; the parent is not disturbed."""
     process = subprocess.run(  # noqa: S603 - a program of this test
-        [sys.executable, "-W", "error", "-c", PROGRAM, valkey.url, loop],
+        [sys.executable, "-W", "error", "-c", PROGRAM, valkey.url],
         capture_output=True,
         text=True,
         timeout=60,
@@ -172,7 +130,24 @@ def test_forked_process_cannot_use_open_storage(valkey: Server, loop: str) -> No
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
-# Storages that are never closed.
+# Storages that are closed, or never closed.
+
+
+@pytest.mark.every_loop
+@pytest.mark.parametrize("owned", [True, False], ids=["owned", "borrowed"])
+async def test_closing_leaves_no_connection_or_task(
+    valkey: Server, new_connections: NewConnections, *, owned: bool
+) -> None:
+    """`aclose` closes the connections and ends the tasks of the storage."""
+    tasks = asyncio.all_tasks()
+    async with Redis.from_url(valkey.url) as client:
+        storage = storage_at(valkey.url) if owned else Storage(client, ttl=60)
+        await use(storage, callers=10)
+        assert new_connections()
+        await storage.aclose()
+
+        assert asyncio.all_tasks() == tasks
+        await until(lambda: not new_connections())
 
 
 @pytest.mark.every_loop
@@ -180,8 +155,8 @@ def test_forked_process_cannot_use_open_storage(valkey: Server, loop: str) -> No
 async def test_dropped_storage_warns_once(proxy: FaultProxy, *, owned: bool) -> None:
     """A storage that is dropped without `aclose` warns, and leaves no task or socket."""
     async with Redis.from_url(proxy.url) as client:
-        storages = [Storage.from_url(proxy.url, ttl=60) if owned else Storage(client, ttl=60)]
-        await use(storages[0])
+        storages = [storage_at(proxy.url) if owned else Storage(client, ttl=60)]
+        await stored(storages[0])
         with pytest.warns(ResourceWarning, match="was not closed: use `async with`") as caught:
             storages.clear()
 
@@ -194,8 +169,8 @@ async def test_dropped_storage_warns_once(proxy: FaultProxy, *, owned: bool) -> 
 async def test_storage_may_be_dropped_in_another_thread(proxy: FaultProxy) -> None:
     """The garbage collector may run in any thread; the event loop closes the connections."""
     asyncio.get_running_loop().set_debug(True)  # it refuses calls from other threads
-    storages = [Storage.from_url(proxy.url, ttl=60)]
-    await use(storages[0])
+    storages = [storage_at(proxy.url)]
+    await stored(storages[0])
     with pytest.warns(ResourceWarning, match="was not closed"):
         await asyncio.to_thread(storages.clear)
 
@@ -206,7 +181,7 @@ async def test_storage_may_be_dropped_in_another_thread(proxy: FaultProxy) -> No
 async def test_dropped_storage_stops_connecting(proxy: FaultProxy) -> None:
     """A storage that is dropped while it connects leaves no task or socket either."""
     handshake = proxy.on_request("*", hold(asyncio.Event()))
-    storages = [Storage.from_url(proxy.url, ttl=60)]
+    storages = [storage_at(proxy.url)]
     loading = asyncio.create_task(storages[0].load("absent"))
     await handshake.hit.wait()
     loading.cancel()
@@ -223,14 +198,14 @@ async def test_dropped_storage_stops_connecting(proxy: FaultProxy) -> None:
 @pytest.mark.every_loop
 async def test_dropped_unused_storage_does_not_warn(valkey: Server) -> None:
     """A storage without connections has nothing to close."""
-    assert Storage.from_url(valkey.url, ttl=60).statistics().connected == 0
+    assert storage_at(valkey.url).statistics().connected == 0
     gc.collect()
 
 
 async def use_many(server: Server, stack: AsyncExitStack) -> None:
     """Open a storage for each of 40 calls, and close them with the stack."""
     for _ in range(40):
-        storage = await stack.enter_async_context(Storage.from_url(server.url, ttl=60))
+        storage = await stack.enter_async_context(storage_at(server.url))
         await storage.delete("absent")
 
 
@@ -246,7 +221,7 @@ async def test_many_open_storages_warn_once(valkey: Server) -> None:
 @pytest.mark.every_loop
 async def test_closed_storages_do_not_count(valkey: Server) -> None:
     """Storages that are used and closed one after another cause no warning."""
-    storages = [Storage.from_url(valkey.url, ttl=60) for _ in range(40)]
+    storages = [storage_at(valkey.url) for _ in range(40)]
     for storage in storages:
         async with storage:
             await storage.delete("absent")

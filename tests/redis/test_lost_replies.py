@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from aiosessions import (
-    RedisStorage,
     Session,
     SessionError,
     SessionExists,
@@ -20,60 +19,54 @@ from aiosessions import (
     When,
     new_session_id,
 )
+from tests.support.clients import LONG, Storage, outcome, recovered, storage_at
 from tests.support.proxy import (
     Cut,
     Exchange,
     Fault,
     FaultProxy,
     cut,
-    delay,
+    hold,
     replace,
     reset,
     swallow,
     truncate,
 )
+from tests.support.secrets import VERBS
 from tests.support.servers import Server
 
-_TIMEOUT = 2.0
-_SHORT = 0.25  # a timeout that the test lets run out
+pytestmark = pytest.mark.usefixtures("long_bridge")
+
 _ATTEMPTS = 3  # of a retryable command
 
-Storage = RedisStorage[Any]
-Verb = Callable[[Storage, Session[Any]], Awaitable[Any]]
-
 each_when = pytest.mark.parametrize("when", When, ids=lambda when: when.name)
-LOSSES: list[tuple[str, Fault]] = [
-    *(("on_request", fault) for fault in (cut, reset)),
-    *(("on_reply", fault) for fault in (cut, reset, truncate)),
-]
+each_place = pytest.mark.parametrize("where", ["on_request", "on_reply"])
 each_loss = pytest.mark.parametrize(
-    ("where", "fault"), LOSSES, ids=lambda each: getattr(each, "__name__", each)
+    ("where", "fault"),
+    [
+        ("on_request", cut),
+        ("on_request", reset),
+        ("on_reply", cut),
+        ("on_reply", reset),
+        ("on_reply", truncate),
+    ],
+    ids=lambda each: getattr(each, "__name__", each),
 )
-
-
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[FaultProxy]:
-    """A proxy for an empty server without scripts."""
-    forget_scripts(valkey)
-    valkey.flush()
-    async with FaultProxy(valkey.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def other(valkey: Server) -> AsyncIterator[Storage]:
-    """A storage without the proxy."""
-    async with Storage.from_url(valkey.url, ttl=60) as storage:
-        yield storage
+each_script = pytest.mark.parametrize("name", ["store-unchanged", "delete"])
+with_and_without_scripts = pytest.mark.parametrize(
+    "forgets", [False, True], ids=["with-scripts", "without-scripts"]
+)
 
 
 @pytest.fixture
 async def storage(proxy: FaultProxy, other: Storage) -> AsyncIterator[Storage]:
     """A storage behind the proxy, connected to a server that knows the scripts."""
-    await send_scripts(other)
-    async with Storage.from_url(proxy.url, ttl=60, timeout=_TIMEOUT) as storage:
-        with pytest.raises(SessionNotFound):
-            await storage.load("absent")
+    session = Session[Any](id=new_session_id())
+    await other.store(session, when=When.ABSENT)
+    await other.store(session, when=When.UNCHANGED)
+    assert await other.delete(session.id) is True
+    async with storage_at(proxy.url) as storage:
+        await recovered(storage)
         yield storage
 
 
@@ -83,12 +76,15 @@ def forget_scripts(server: Server) -> None:
         client.script_flush()
 
 
-async def send_scripts(storage: Storage) -> None:
-    """Make the server know the scripts of stores and deletes."""
-    session = Session[Any](id=new_session_id())
-    await storage.store(session, when=When.ABSENT)
-    await storage.store(session, when=When.UNCHANGED)
-    assert await storage.delete(session.id) is True
+def forgetting(server: Server, fault: Fault, *, forgets: bool) -> Fault:
+    """A fault that comes with the loss of the script cache, or without it."""
+
+    async def lose(exchange: Exchange) -> bytes:
+        if forgets:
+            forget_scripts(server)
+        return await fault(exchange)
+
+    return lose
 
 
 async def session_for(when: When, storage: Storage) -> Session[Any]:
@@ -134,7 +130,7 @@ def writes(server: Server) -> int:
 
 @each_when
 @each_loss
-@pytest.mark.parametrize("forgets", [False, True], ids=["", "without-scripts"])
+@with_and_without_scripts
 async def test_lost_store_is_recognised_or_in_doubt(
     proxy: FaultProxy,
     storage: Storage,
@@ -143,17 +139,13 @@ async def test_lost_store_is_recognised_or_in_doubt(
     when: When,
     where: str,
     fault: Fault,
-    forgets: bool,  # noqa: FBT001 - a parameter of the test
+    *,
+    forgets: bool,
 ) -> None:
     """A store is applied once. Only a compare-and-set is sent again, by its source if needed."""
     session = await session_for(when, other)
     old, before = session.revision, writes(valkey)
-
-    async def lose(exchange: Exchange) -> bytes:
-        if forgets:
-            forget_scripts(valkey)
-        return await fault(exchange)
-
+    lose = forgetting(valkey, fault, forgets=forgets)
     order = getattr(proxy, where)(command(when), lose)
 
     if where == "on_request" and when is not When.UNCHANGED:
@@ -173,26 +165,7 @@ async def test_lost_store_is_recognised_or_in_doubt(
 
 
 @each_when
-async def test_lost_reply_disturbs_no_other_call(
-    proxy: FaultProxy, storage: Storage, other: Storage, when: When
-) -> None:
-    """The other commands in flight succeed, each with its own reply."""
-    sessions = [await session_for(when, other) for _ in range(20)]
-    loaded = [await session_for(When.ALWAYS, other) for _ in range(20)]
-    proxy.on_reply(command(when), cut, first=7)
-
-    results: list[Any] = await asyncio.gather(
-        *(storage.store(session, when=when) for session in sessions),
-        *(storage.load(session.id) for session in loaded),
-    )
-
-    assert [each.id for each in results[20:]] == [each.id for each in loaded]
-    for session in sessions:
-        assert (await other.load(session.id)).revision == session.revision
-
-
-@each_when
-@pytest.mark.parametrize("where", ["on_request", "on_reply"])
+@each_place
 async def test_store_that_cannot_be_recognised_is_in_doubt(
     proxy: FaultProxy, storage: Storage, other: Storage, when: When, where: str
 ) -> None:
@@ -208,37 +181,30 @@ async def test_store_that_cannot_be_recognised_is_in_doubt(
     assert looking.hits == _ATTEMPTS
     proxy.forgive()
     assert (session.revision, session.data) == (revision, "new")
+    await recovered(storage)
     await storage.store(session)
     assert (await other.load(session.id)).data == "new"
 
 
-# Each store is applied, and its reply is lost; another client acts before it could be sent again.
-ACTS: dict[str, Callable[[Storage, Session[Any]], Awaitable[object]]] = {
-    "store": lambda other, theirs: other.store(theirs),
-    "delete": lambda other, theirs: other.delete(theirs.id),
-}
-
-
 @each_when
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("where", ["on_request", "on_reply"])
+@each_place
+@pytest.mark.parametrize("act", ["store-always", "delete"])
 async def test_store_is_in_doubt_after_a_write_of_another_client(
-    proxy: FaultProxy, storage: Storage, other: Storage, when: When, act: str, where: str
+    proxy: FaultProxy, storage: Storage, other: Storage, when: When, where: str, act: str
 ) -> None:
     """The error is neither a conflict nor "exists"; the write of the other client stands."""
     session = await session_for(when, other)
     revision = session.revision
     theirs = Session[Any](id=session.id, data="theirs")
-    getattr(proxy, where)(command(when), lost_after(lambda: ACTS[act](other, theirs)))
+    getattr(proxy, where)(command(when), lost_after(lambda: VERBS[act](other, theirs)))
 
     await is_in_doubt(storage.store(session, when=when))
 
     assert session.revision == revision
-    if act == "store":
-        assert (await other.load(session.id)).data == "theirs"
+    if act == "delete":
+        assert await outcome(other.load(session.id)) is SessionNotFound
     else:
-        with pytest.raises(SessionNotFound):
-            await other.load(session.id)
+        assert (await other.load(session.id)).data == "theirs"
 
 
 async def test_lost_save_stays_in_doubt_on_server_without_scripts(
@@ -272,13 +238,9 @@ async def test_refusal_after_reconnect_is_not_in_doubt(
     assert await storage.delete("absent") is False
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["", "lost-before"])
+@pytest.mark.parametrize("lost", [False, True], ids=["first-attempt", "lost-before"])
 async def test_refusal_is_in_doubt_only_after_a_lost_reply(
-    proxy: FaultProxy,
-    storage: Storage,
-    other: Storage,
-    valkey: Server,
-    lost: bool,  # noqa: FBT001 - a parameter of the test
+    proxy: FaultProxy, storage: Storage, other: Storage, valkey: Server, *, lost: bool
 ) -> None:
     """A refused write was not applied, but an earlier attempt of the same write may have been."""
     session = await session_for(When.UNCHANGED, other)
@@ -299,7 +261,7 @@ async def test_refusal_is_in_doubt_only_after_a_lost_reply(
 
 
 @each_loss
-@pytest.mark.parametrize("forgets", [False, True], ids=["", "without-scripts"])
+@with_and_without_scripts
 async def test_lost_delete_is_in_doubt(
     proxy: FaultProxy,
     storage: Storage,
@@ -307,17 +269,12 @@ async def test_lost_delete_is_in_doubt(
     valkey: Server,
     where: str,
     fault: Fault,
-    forgets: bool,  # noqa: FBT001 - a parameter of the test
+    *,
+    forgets: bool,
 ) -> None:
     """A delete is sent once, because the session may have been created anew; that is not False."""
     session = await session_for(When.ALWAYS, other)
-
-    async def lose(exchange: Exchange) -> bytes:
-        if forgets:
-            forget_scripts(valkey)
-        return await fault(exchange)
-
-    order = getattr(proxy, where)("EVALSHA", lose)
+    order = getattr(proxy, where)("EVALSHA", forgetting(valkey, fault, forgets=forgets))
 
     await is_in_doubt(storage.delete(session.id))
 
@@ -354,17 +311,8 @@ async def test_lost_load_is_sent_again(
 
     assert order.hits == losses
     assert (loaded.id, loaded.data, loaded.revision) == (session.id, "old", session.revision)
-
-
-@each_loss
-async def test_lost_load_of_absent_session_is_not_found(
-    proxy: FaultProxy, storage: Storage, where: str, fault: Fault
-) -> None:
-    """The second attempt has the same result as the first one would have had."""
     getattr(proxy, where)("GETEX", fault)
-
-    with pytest.raises(SessionNotFound):
-        await storage.load("absent")
+    assert await outcome(storage.load("absent")) is SessionNotFound
 
 
 async def test_load_that_is_always_lost_is_unavailable(
@@ -380,71 +328,37 @@ async def test_load_that_is_always_lost_is_unavailable(
     assert not caught.value.in_doubt
     assert order.hits == _ATTEMPTS
     proxy.forgive()
-    assert (await storage.load(session.id)).data == "old"
+    await recovered(storage)
 
 
 # Replies that never come.
 
 
-async def _load(storage: Storage, session: Session[Any]) -> None:
-    await storage.load(session.id)
-
-
-async def _store(storage: Storage, session: Session[Any]) -> None:
-    await storage.store(session)
-
-
-async def _save(storage: Storage, session: Session[Any]) -> None:
-    await storage.store(session, when=When.UNCHANGED)
-
-
-async def _delete(storage: Storage, session: Session[Any]) -> None:
-    await storage.delete(session.id)
-
-
-@pytest.mark.parametrize("verb", [_load, _store, _save, _delete])
+@pytest.mark.parametrize("name", ["load", "store-always", "store-unchanged", "delete"])
 async def test_swallowed_reply_ends_with_the_timeout(
-    proxy: FaultProxy, other: Storage, verb: Verb
+    proxy: FaultProxy, storage: Storage, other: Storage, jump: Callable[[float], None], name: str
 ) -> None:
     """Only this verb fails, although the connection stays open; a write is in doubt."""
-    await send_scripts(other)
     session = await session_for(When.UNCHANGED, other)
     revision = session.revision
-    async with Storage.from_url(proxy.url, ttl=60, timeout=_SHORT) as storage:
-        await storage.load(session.id)
-        proxy.on_reply("*", swallow)
+    order = proxy.on_reply("*", swallow)
+    calling = asyncio.ensure_future(VERBS[name](storage, session))
+    await order.hit.wait()
+    jump(LONG)
 
-        with pytest.raises(StorageUnavailable, match="did not answer in time") as caught:
-            await verb(storage, session)
+    with pytest.raises(StorageUnavailable, match="did not answer in time") as caught:
+        await calling
 
-        assert caught.value.in_doubt is (verb is not _load)
-        assert session.revision == revision
-        if verb is _delete:
-            assert await storage.delete(session.id) is False
-        else:
-            loaded = await storage.load(session.id)
-            assert loaded.data == ("old" if verb is _load else "new")
-        assert proxy.counts.connections == 2
+    assert caught.value.in_doubt is (name != "load")
+    assert session.revision == revision
+    if name == "delete":
+        assert await storage.delete(session.id) is False
+    else:
+        assert (await storage.load(session.id)).data == ("old" if name == "load" else "new")
+    assert proxy.counts.connections == 2
 
 
 # Servers that have forgotten the scripts.
-
-each_script = pytest.mark.parametrize("verb", [_save, _delete])
-
-
-@each_script
-async def test_unknown_script_is_sent_once(
-    proxy: FaultProxy, storage: Storage, other: Storage, valkey: Server, verb: Verb
-) -> None:
-    """Afterwards, the digest of the script is enough."""
-    sessions = [await session_for(When.UNCHANGED, other) for _ in range(2)]
-    forget_scripts(valkey)
-
-    for session in sessions:
-        await verb(storage, session)
-
-    assert proxy.counts.requests["EVALSHA"] == 2
-    assert proxy.counts.requests["EVAL"] == 1
 
 
 @each_script
@@ -456,35 +370,35 @@ async def test_lost_source_of_a_script_is_handled_alike(
     valkey: Server,
     where: str,
     fault: Fault,
-    verb: Verb,
+    name: str,
 ) -> None:
     """A compare-and-set is sent again, and a delete is in doubt, as with the digest."""
     session = await session_for(When.UNCHANGED, other)
     forget_scripts(valkey)
     order = getattr(proxy, where)("EVAL", fault)
 
-    if verb is _delete:
-        await is_in_doubt(verb(storage, session))
+    if name == "delete":
+        await is_in_doubt(storage.delete(session.id))
     else:
-        await verb(storage, session)
+        await storage.store(session, when=When.UNCHANGED)
 
     assert order.hits == 1
 
 
 async def test_source_of_a_script_has_the_deadline_of_the_verb(
-    proxy: FaultProxy, other: Storage
+    proxy: FaultProxy, storage: Storage, other: Storage, jump: Callable[[float], None]
 ) -> None:
     """A verb with two commands has one timeout for both."""
     session = await session_for(When.UNCHANGED, other)
-    unknown = replace(b"-NOSCRIPT No matching script.\r\n")
+    proxy.on_reply("EVALSHA", replace(b"-NOSCRIPT No matching script.\r\n"))
+    source = proxy.on_reply("EVAL", hold(asyncio.Event()))
+    first = proxy.on_request("EVALSHA", hold(released := asyncio.Event()))
+    storing = asyncio.create_task(storage.store(session, when=When.UNCHANGED))
+    await first.hit.wait()
+    jump(0.6 * LONG)
+    released.set()
+    await source.hit.wait()
+    jump(0.6 * LONG)
 
-    async def late_refusal(exchange: Exchange) -> bytes:
-        await delay(0.8)(exchange)
-        return await unknown(exchange)
-
-    async with Storage.from_url(proxy.url, ttl=60, timeout=1.0) as storage:
-        await storage.load(session.id)
-        proxy.on_reply("EVALSHA", late_refusal)
-        proxy.on_reply("EVAL", delay(0.8))
-        with pytest.raises(StorageUnavailable, match="did not answer in time"):
-            await storage.store(session, when=When.UNCHANGED)
+    with pytest.raises(StorageUnavailable, match="did not answer in time"):
+        await storing

@@ -30,6 +30,11 @@ LONG = 20.0
 """A timeout, in seconds, that must not run out."""
 
 
+def storage_at(url: str, **settings: Any) -> Storage:
+    """A storage with a timeout that does not run out."""
+    return Storage.from_url(url, **{"ttl": 60, "timeout": LONG, **settings})
+
+
 async def stored(storage: Storage, **fields: Any) -> Session[Any]:
     """Store a new session."""
     session = Session[Any](id=new_session_id(), **fields)
@@ -56,15 +61,30 @@ async def outcome(verb: Awaitable[Any]) -> type:
         return type(error)
 
 
+async def recovered(storage: Storage, *sessions: Session[Any]) -> None:
+    """Wait until the storage serves calls, then load sessions with the same patience."""
+    absent = Session[Any](id="absent")
+    async with asyncio.timeout(LONG):
+        for session in (absent, *sessions):
+            while True:
+                result, _ = await timed_outcome(storage.load(session.id))
+                if not isinstance(result, StorageUnavailable):
+                    break
+                await asyncio.sleep(0.01)
+            assert isinstance(result, SessionNotFound) if session is absent else result == session
+
+
+async def use(storage: Storage, callers: int = 1) -> None:
+    """Use every verb, with success and with refusal, and check each result."""
+    crowd = [Caller(storage, new_session_id) for _ in range(callers)]
+    await asyncio.gather(*(each.use_all_verbs() for each in crowd))
+    assert [problem for each in crowd for problem in (*each.wrong, *each.unavailable)] == []
+
+
 def our_tasks() -> list[str]:
     """The names of the tasks of all storages."""
     names = (task.get_name() for task in asyncio.all_tasks())
     return sorted(name for name in names if name.startswith("aiosessions"))
-
-
-def now() -> float:
-    """The time of the event loop."""
-    return asyncio.get_running_loop().time()
 
 
 async def turns(number: int) -> None:

@@ -63,18 +63,14 @@ def leaked(error: BaseException) -> list[str]:
 
 
 Verb = Callable[[Storage[Any], Session[Any]], Awaitable[object]]
-READS: dict[str, Verb] = {
-    "load": lambda storage, session: storage.load(session.id),
-}
+READS: dict[str, Verb] = {"load": lambda storage, session: storage.load(session.id)}
 WRITES: dict[str, Verb] = {
     "store-always": lambda storage, session: storage.store(session),
     "store-absent": lambda storage, session: storage.store(session, when=When.ABSENT),
     "store-present": lambda storage, session: storage.store(session, when=When.PRESENT),
     "store-unchanged": lambda storage, session: storage.store(session, when=When.UNCHANGED),
 }
-DELETES: dict[str, Verb] = {
-    "delete": lambda storage, session: storage.delete(session.id),
-}
+DELETES: dict[str, Verb] = {"delete": lambda storage, session: storage.delete(session.id)}
 VERBS = READS | WRITES | DELETES
 
 
