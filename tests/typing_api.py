@@ -10,20 +10,16 @@ from redis.asyncio import Redis, RedisCluster
 from aiosessions import (
     Clock,
     Codec,
-    CorruptSession,
     InvalidSession,
     JsonCodec,
     LocalStorage,
     MsgpackCodec,
     RedisStorage,
     Session,
-    SessionConflict,
     SessionError,
-    SessionExists,
     SessionManager,
     SessionNotFound,
     Storage,
-    StorageClosed,
     StorageUnavailable,
     When,
     new_session_id,
@@ -41,16 +37,9 @@ class Cart:
 
 session = Session(id=new_session_id(), kind="web", data=Cart(["tea"]))
 assert_type(session, Session[Cart])
-assert_type(session.id, str)
-assert_type(session.kind, str)
 assert_type(session.principal, str | None)
-assert_type(session.metadata, dict[str, str])
-assert_type(session.data, Cart)
 assert_type(session.data.items, list[str])
-assert_type(session.created_at, datetime)
-assert_type(session.updated_at, datetime)
 assert_type(session.expires_at, datetime | None)
-assert_type(session.revision, str)
 
 empty: Session[Cart | None] = Session(id="x")
 missing: Session[Cart] = Session(id="x")  # pyright: ignore[reportAssignmentType]  # no None in it
@@ -61,11 +50,8 @@ Session(id=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType
 # Storages and managers take the data type from their codec.
 
 json_codec = JsonCodec(data_type=Cart, max_bytes=65_536)
-assert_type(json_codec, JsonCodec[Cart])
-assert_type(json_codec.encode(session), bytes)
 assert_type(json_codec.decode(b""), Session[Cart])
 msgpack_codec = MsgpackCodec(Cart)
-assert_type(msgpack_codec, MsgpackCodec[Cart])
 codec: Codec[Cart] = msgpack_codec
 # Unions are not classes, so the annotation has to tell the data type.
 optional: JsonCodec[Cart | None] = JsonCodec(Cart | None)
@@ -98,9 +84,7 @@ async def five_verbs(storage: Storage[Cart]) -> None:
     """The interface of every storage."""
     assert_type(await storage.load("x"), Session[Cart])
     assert_type(await storage.delete("x"), bool)
-    assert_type(await storage.delete_expired(), int)
     assert_type(await storage.delete_expired(datetime.now(UTC)), int)
-    await storage.store(session)
     await storage.store(session, when=When.UNCHANGED)
     await storage.store(session, When.ABSENT)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await storage.store(Session(id="x", data=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -112,15 +96,12 @@ async def five_verbs(storage: Storage[Cart]) -> None:
 async def manager() -> None:
     """A manager has the data type of its storage."""
     sessions = SessionManager(local, max_lifetime=timedelta(hours=8), sweep_interval=60, grace=0.5)
-    assert_type(sessions, SessionManager[Cart])
     async with sessions as entered:
         assert_type(entered, SessionManager[Cart])
         created = await entered.create(
             kind="web", principal="ada", metadata={"a": "b"}, data=Cart([]), id="x"
         )
         assert_type(created, Session[Cart])
-        assert_type(created.data.items, list[str])
-        assert_type(await entered.create(), Session[Cart])
         assert_type(await entered.get("x"), Session[Cart])
         assert_type(await entered.delete("x"), bool)
         await entered.save(created)
@@ -210,16 +191,9 @@ clock: Clock = OwnClock()
 local_with_clock: LocalStorage[Cart] = LocalStorage(ttl=60, clock=clock)
 
 
-def status(error: SessionError) -> int:
-    """Every error has an HTTP status, and the standard base that callers know."""
-    as_value_error: type[ValueError] = InvalidSession
-    as_lookup_error: type[LookupError] = SessionNotFound
-    of_one_kind: list[type[SessionError]] = [
-        CorruptSession,
-        SessionConflict,
-        SessionExists,
-        StorageClosed,
-        StorageUnavailable,
-    ]
-    assert_type(error.status, int)
-    return error.status + len(of_one_kind) + len(as_value_error.__name__ + as_lookup_error.__name__)
+# Every error has an HTTP status, and some have the standard base that callers know.
+
+assert_type(SessionError.status, int)
+as_value_error: type[ValueError] = InvalidSession
+as_lookup_error: type[LookupError] = SessionNotFound
+errors: list[type[SessionError]] = [SessionNotFound, StorageUnavailable]

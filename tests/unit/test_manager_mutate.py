@@ -1,8 +1,8 @@
 """`SessionManager.mutate`: load, change and save; after a conflict, again."""
 
+from datetime import timedelta
 from typing import Any
 
-import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
@@ -14,67 +14,43 @@ from aiosessions import (
     SessionRotated,
     StorageUnavailable,
 )
+from aiosessions._retry import Retry
 from tests.support.loops import on_both
 from tests.support.storages import Intercept, Replicas, fields, unavailable_at
 
 
-def increment(session: Session[Any]) -> None:
-    """Add one."""
-    session.data = (session.data or 0) + 1
+def increment(session: Session[Any]) -> str:
+    """Add one. The result is ignored."""
+    session.data += 1
+    return "ignored"
 
 
+async def increment_slowly(session: Session[Any]) -> str:
+    """The same as a coroutine function."""
+    await checkpoint()
+    return increment(session)
+
+
+@pytest.mark.parametrize("change", [increment, increment_slowly])
 @pytest.mark.parametrize("by", ["id", "session"])
 @on_both
-async def test_mutate_changes_the_stored_session(by: str) -> None:
-    """It returns the saved session. A session that was passed instead of an id is unchanged."""
-    r = Replicas()
-    session = await r.sessions.create(data=1)
-    before = fields(session)
-    r.clock.advance(1)
-    r.storage.intercept()
-
-    changed = await r.sessions.mutate(session.id if by == "id" else session, increment)
-
-    assert changed.data == 2
-    assert changed.updated_at == r.clock.now()
-    assert r.storage.calls == ["load", "store unchanged"]
-    assert await r.sessions.get(session.id) == changed
-    assert fields(session) == before
-
-
-@on_both
-async def test_mutate_changes_a_fresh_copy() -> None:
-    """Unsaved changes of a session that was passed are not stored."""
+async def test_mutate_changes_the_stored_session(by: str, change: Any) -> None:
+    """It returns the saved session. A session that was passed is neither read nor changed."""
     r = Replicas()
     session = await r.sessions.create(data=1)
     await r.rival.mutate(session, increment)
     session.principal = "unsaved"
+    before = fields(session)
+    r.clock.advance(1)
+    r.storage.intercept()
 
-    changed = await r.sessions.mutate(session, increment)
+    changed = await r.sessions.mutate(session.id if by == "id" else session, change)
 
     assert (changed.data, changed.principal) == (3, None)
-
-
-@pytest.mark.parametrize("result", [None, 0, "tea"])
-@on_both
-async def test_result_of_a_change_is_ignored(result: object) -> None:
-    """`mutate` returns the session, not the result of a plain or an async change."""
-    r = Replicas()
-    session = await r.sessions.create(data=1)
-
-    def change(session: Session[Any]) -> object:
-        increment(session)
-        return result
-
-    async def change_slowly(session: Session[Any]) -> object:
-        await checkpoint()
-        return change(session)
-
-    first = await r.sessions.mutate(session.id, change)
-    second = await r.sessions.mutate(session.id, change_slowly)
-
-    assert (first.data, second.data) == (2, 3)
-    assert await r.sessions.get(session.id) == second
+    assert changed.updated_at == r.clock.now()
+    assert r.storage.calls == ["load", "store unchanged"]
+    assert await r.sessions.get(session.id) == changed
+    assert fields(session) == before
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SessionConflict])
@@ -83,26 +59,17 @@ async def test_error_of_a_change_abandons_the_write(error: type[Exception]) -> N
     """The exception leaves `mutate` without another attempt, even if it is a `SessionConflict`."""
     r = Replicas()
     session = await r.sessions.create(data=1)
-    runs = 0
+    r.storage.intercept()
 
-    def change(session: Session[Any]) -> None:
-        nonlocal runs
-        runs += 1
+    async def change(session: Session[Any]) -> None:
         session.data = 99
+        await checkpoint()
         raise error
 
-    async def change_slowly(session: Session[Any]) -> None:
-        await checkpoint()
-        change(session)
+    with pytest.raises(error):
+        await r.sessions.mutate(session.id, change)
 
-    r.storage.intercept()
-    for each in (change, change_slowly):
-        with pytest.raises(error):
-            await r.sessions.mutate(session.id, each)
-
-    assert runs == 2
-    assert r.storage.calls == ["load", "load"]
-    assert await r.sessions.get(session.id) == session
+    assert r.storage.calls == ["load"]
 
 
 def interfere(r: Replicas, id: str, times: float) -> Intercept:
@@ -124,111 +91,68 @@ async def test_change_is_redone_after_a_conflict() -> None:
     """Each attempt changes a fresh copy, so neither replica's change is lost."""
     r = Replicas()
     session = await r.sessions.create(data=1)
-    seen: list[Session[Any]] = []
-
-    def change(session: Session[Any]) -> None:
-        seen.append(session)
-        increment(session)
 
     r.storage.intercept(interfere(r, session.id, 3))
-    changed = await r.sessions.mutate(session.id, change)
+    changed = await r.sessions.mutate(session.id, increment)
 
     assert (changed.data, changed.metadata) == (2, {"seen": "3"})
-    assert len({id(each) for each in seen}) == 4
     assert r.storage.calls == ["load", "store unchanged"] * 4
     assert await r.sessions.get(session.id) == changed
 
 
-@pytest.mark.parametrize("attempts", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("bounds", "writes"),
+    [({"attempts": 1}, 1), ({"attempts": 3}, 3), ({"timeout": 0}, 1)],
+    ids=str,
+)
 @on_both
-async def test_attempts_are_bounded(attempts: int) -> None:
+async def test_attempts_are_bounded(bounds: dict[str, Any], writes: int) -> None:
     """The last conflict is a `SessionConflict`; the other replica's changes stay."""
     r = Replicas()
     session = await r.sessions.create(data=1)
     r.storage.intercept(interfere(r, session.id, float("inf")))
 
     with pytest.raises(SessionConflict):
-        await r.sessions.mutate(session.id, increment, attempts=attempts)
+        await r.sessions.mutate(session.id, increment, **bounds)
 
-    assert r.storage.calls.count("store unchanged") == attempts
+    assert r.storage.calls.count("store unchanged") == writes
     stored = await r.rival.get(session.id)
-    assert (stored.data, stored.metadata) == (1, {"seen": str(attempts)})
+    assert (stored.data, stored.metadata) == (1, {"seen": str(writes)})
 
 
+@pytest.mark.parametrize("timeout", [0.2, timedelta(seconds=0.2)])
+async def test_pauses_grow_until_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, timeout: float | timedelta
+) -> None:
+    """The longest random pauses double up to 64 ms, and no pause ends after the timeout."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(round(seconds, 3))
+
+    monkeypatch.setattr("random.uniform", lambda low, high: high if low == 0 else None)
+    monkeypatch.setattr("anyio.sleep", sleep)
+    monkeypatch.setattr("anyio.current_time", lambda: sum(pauses))
+    retry = Retry(10**6, timeout)
+
+    while await retry.wait():
+        pass
+    with pytest.raises(ValueError, match="attempts must be at least 1, not 0"):
+        Retry(0)
+
+    assert pauses == [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.064]
+
+
+@pytest.mark.parametrize(("name", "value"), [("id", "another"), ("data", object())])
 @on_both
-async def test_attempts_are_positive() -> None:
-    """Zero attempts are a `ValueError`."""
-    with pytest.raises(ValueError, match="attempts"):
-        await Replicas().sessions.mutate("x", increment, attempts=0)
-
-
-@on_both
-async def test_time_for_attempts_is_bounded() -> None:
-    """After `timeout`, no further attempt begins."""
-    r = Replicas()
-    session = await r.sessions.create(data=1)
-    r.storage.intercept(interfere(r, session.id, float("inf")))
-
-    with pytest.raises(SessionConflict):
-        await r.sessions.mutate(session.id, increment, attempts=10**9, timeout=0.02)
-    assert r.storage.calls.count("store unchanged") >= 2
-
-    r.storage.intercept(interfere(r, session.id, float("inf")))
-    with pytest.raises(SessionConflict):
-        await r.sessions.mutate(session.id, increment, timeout=0)
-    assert r.storage.calls.count("store unchanged") == 1
-
-
-@on_both
-async def test_pauses_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The growing pauses between thousands of attempts stay within the range of a float."""
-    monkeypatch.setattr("random.uniform", lambda low, _: low)
-    r = Replicas()
-    session = await r.sessions.create(data=1)
-    r.storage.intercept(interfere(r, session.id, float("inf")))
-
-    with pytest.raises(SessionConflict):
-        await r.sessions.mutate(session.id, increment, attempts=1_100, timeout=600)
-
-
-@on_both
-async def test_concurrent_changes_all_count() -> None:
-    """Many callers change the same session at once, and no change is lost."""
-    r = Replicas()
-    session = await r.sessions.create(data=0)
-
-    async def change(session: Session[Any]) -> None:
-        value = session.data or 0
-        await checkpoint()
-        session.data = value + 1
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(12):
-            tasks.start_soon(r.sessions.mutate, session.id, change)
-
-    assert (await r.sessions.get(session.id)).data == 12
-
-
-def set_another_id(session: Session[Any]) -> None:
-    """A change that `mutate` refuses."""
-    session.id = "another"
-
-
-def set_unencodable_data(session: Session[Any]) -> None:
-    """A change that the codec refuses."""
-    session.data = object()
-
-
-@pytest.mark.parametrize("change", [set_another_id, set_unencodable_data])
-@on_both
-async def test_invalid_change_is_refused(change: Any) -> None:
+async def test_invalid_change_is_refused(name: str, value: object) -> None:
     """`InvalidSession`, without another attempt; the stored session stays as it was."""
     r = Replicas()
     session = await r.sessions.create(data=1)
     r.storage.intercept()
 
     with pytest.raises(InvalidSession):
-        await r.sessions.mutate(session.id, change)
+        await r.sessions.mutate(session.id, lambda session: setattr(session, name, value))
 
     assert r.storage.calls.count("load") == 1
     assert await r.sessions.get(session.id) == session
@@ -275,22 +199,3 @@ async def test_mutate_is_not_retried_after_an_outage(point: int) -> None:
         await r.sessions.mutate(session.id, increment)
 
     assert (await r.rival.get(session.id)).data == (2 if point == 3 else 1)
-
-
-@on_both
-async def test_cancelled_mutate_stores_nothing() -> None:
-    """A caller that is cancelled during its change has changed nothing."""
-    r = Replicas()
-    session = await r.sessions.create(data=1)
-    scope = anyio.CancelScope()
-
-    async def change(session: Session[Any]) -> None:
-        session.data = 99
-        scope.cancel()
-        await checkpoint()
-
-    with scope:
-        await r.sessions.mutate(session.id, change)
-
-    assert scope.cancelled_caught
-    assert await r.sessions.get(session.id) == session

@@ -42,16 +42,6 @@ def test_commands_wait_for_first_second(outage: Outage) -> None:
     assert not outage.lets_wait(10.0 + BRIDGE)
 
 
-def test_next_outage_lets_commands_wait_again(outage: Outage) -> None:
-    """After a reply, commands wait again for the first second of the next outage."""
-    outage.begin(LOST, 10.0)
-    outage.end(20.0)
-    outage.begin(LOST, 30.0)
-
-    assert outage.lets_wait(30.9)
-    assert not outage.lets_wait(31.0)
-
-
 def test_waiting_is_renewed_after_quiet_second(outage: Outage) -> None:
     """Commands wait again if the last failure is older than a second."""
     outage.begin(LOST, 10.0)
@@ -70,22 +60,15 @@ def test_waiting_is_renewed_after_quiet_second(outage: Outage) -> None:
     ("error", "final"), [(LOST, False), (REFUSED, False), (WRONG_PASSWORD, True)], ids=str
 )
 def test_wrong_settings_are_final(outage: Outage, error: Exception, *, final: bool) -> None:
-    """Waiting does not help if the settings are wrong."""
+    """Waiting does not help if the settings are wrong, as far as the last attempt tells."""
+    outage.failed(REFUSED if final else WRONG_PASSWORD, 9.9)
     outage.failed(error, 10.0)
 
     assert outage.final is final
 
 
-def test_later_failure_decides_whether_outage_is_final(outage: Outage) -> None:
-    """A wrong password is final only until another attempt fails otherwise."""
-    outage.failed(WRONG_PASSWORD, 10.0)
-    outage.failed(REFUSED, 10.1)
-
-    assert not outage.final
-
-
 def test_pauses_grow_and_are_bounded(outage: Outage) -> None:
-    """The pause between attempts grows with the failures, up to a quarter of a second."""
+    """The pause between attempts grows up to a quarter of a second; a reply resets it."""
     pauses = []
     for now in range(1_100):
         outage.failed(REFUSED, float(now))
@@ -94,16 +77,12 @@ def test_pauses_grow_and_are_bounded(outage: Outage) -> None:
     assert 0.005 <= pauses[0] <= 0.01
     assert all(0.125 <= pause <= 0.25 for pause in pauses[10:])
     assert len(set(pauses)) > 1_000  # the jitter keeps replicas apart
-
-
-def test_reply_resets_the_pause(outage: Outage) -> None:
-    """The first attempts of the next outage follow soon again."""
-    for now in range(10):
-        outage.failed(REFUSED, float(now))
-    outage.end(10.0)
-    outage.failed(REFUSED, 11.0)
-
-    assert outage.not_before <= 11.01
+    outage.end(2_000.0)
+    outage.failed(REFUSED, 2_000.0)
+    assert outage.not_before <= 2_000.01
+    # The first second of this outage counts from its beginning.
+    assert outage.lets_wait(2_000.9)
+    assert not outage.lets_wait(2_001.0)
 
 
 def test_log_tells_beginning_and_end_once(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,6 @@
-"""Retries and redirections: a router with connections that answer as a test wants."""
+"""Retries and redirections: a router with a connection that answers as a test wants."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,33 +17,36 @@ from aiosessions import (
 )
 from aiosessions.redis._cluster import ClusterRouter
 from aiosessions.redis._commands import Command, getex
-from aiosessions.redis._connection import Connection
 from aiosessions.redis._errors import ErrorReply, connect_error
 from aiosessions.redis._routing import Router
 from tests.support.proxy import until
-from tests.support.servers import Server, binaries, running
+from tests.support.servers import Server
 
 GETEX = getex(1_000)
 
 
-class ScriptedConnection:
-    """Gives each command the next result, without a server.
+class ScriptedRouter(Router):
+    """A router, and the one connection to which it sends every command and every retry.
 
     Args:
-        results: The results, in order. A `TimeoutError` also discards the command, as a pipeline
-            does at its deadline.
+        results: The results of the commands, in order. A `TimeoutError` also discards the command,
+            as a pipeline does at its deadline.
     """
 
-    class outage:  # noqa: N801 - stands in for an attribute
-        """The address, for messages."""
-
-        address = "scripted:1"
+    address = "scripted:1"
+    server = ("scripted", 1)
 
     def __init__(self, *results: Any) -> None:
+        super().__init__(Redis(), 1.0, 1)
         self.results = list(results)
         self.sent: list[bytes] = []
-        self.pipeline = self
-        self.server = ("scripted", 1)
+        self.pipeline = self.outage = self
+
+    def _route(self, _: Command) -> Any:
+        return self
+
+    async def _successor(self, _: Command, __: Any, ___: Any) -> Any:
+        return self
 
     def send(self, command: Command) -> None:
         """See `Connection.send`."""
@@ -59,47 +61,25 @@ class ScriptedConnection:
         """See `Pipeline.discard`."""
 
 
-class ScriptedRouter(Router):
-    """Sends every command, and every retry, to one connection."""
-
-    def __init__(self, connection: ScriptedConnection) -> None:
-        super().__init__(Redis(), 1.0, 1)
-        self.connection: Any = connection
-
-    def _route(self, command: Command) -> Connection:
-        del command
-        found: Connection = self.connection
-        return found
-
-    async def _successor(
-        self, attempt: Command, reply: Any, connection: Connection
-    ) -> Connection | None:
-        del attempt, reply
-        return connection
-
-
 async def test_expired_command_is_not_sent_again() -> None:
     """Its payload is gone, so another attempt would write nothing and take a reply."""
-    connection = ScriptedConnection(TimeoutError(), b"another session")
-    router = ScriptedRouter(connection)
+    router = ScriptedRouter(TimeoutError(), b"another session")
 
     with pytest.raises(StorageUnavailable, match="in time"):
         await router.call(GETEX.fill(router.deadline(), b"key"))
 
-    assert len(connection.sent) == 1
+    assert len(router.sent) == 1
 
 
 async def test_retries_keep_the_payload_and_end() -> None:
     """A command that is redirected for ever is an error, and every attempt is the same."""
-    moved = ErrorReply("MOVED 1 h:1")
-    connection = ScriptedConnection(*[moved] * 100)
-    router = ScriptedRouter(connection)
+    router = ScriptedRouter(*[ErrorReply("MOVED 1 h:1")] * 100)
 
     with pytest.raises(StorageUnavailable, match="circles"):
         await router.call(GETEX.fill(router.deadline(), b"key"))
 
-    assert 1 < len(connection.sent) < 100
-    assert len(set(connection.sent)) == 1
+    assert 1 < len(router.sent) < 100
+    assert len(set(router.sent)) == 1
 
 
 def test_command_after_ask_is_sent_without_asking() -> None:
@@ -127,19 +107,12 @@ def test_full_server_may_have_room_later() -> None:
     assert error.transient
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A server that a test may pause."""
-    with running(binaries()["valkey"]) as server:
-        yield server
-
-
-async def test_closing_tells_which_writes_are_in_doubt(server: Server) -> None:
+async def test_closing_tells_which_writes_are_in_doubt(fragile: Server) -> None:
     """A write in flight may have been applied, a load changes nothing."""
-    async with RedisStorage[Any].from_url(server.url, ttl=60) as storage:
+    async with RedisStorage[Any].from_url(fragile.url, ttl=60) as storage:
         session = Session[Any](id=new_session_id())
         await storage.store(session)
-        server.pause()
+        fragile.pause()
         verbs = [storage.store(session, when=When.UNCHANGED), storage.load(session.id)]
         tasks = [asyncio.create_task(verb) for verb in verbs]
         await until(lambda: storage.statistics().in_flight == len(tasks))
