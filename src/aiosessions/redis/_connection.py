@@ -146,7 +146,7 @@ class Connection:
             if not pipeline.in_flight:
                 self._fail(pipeline.refusal)
             return
-        if self.outage.active:
+        if replies and self.outage.active:
             self._recovered()
         if pipeline.queued and self._ready:
             self._flush()
@@ -288,6 +288,8 @@ class Connection:
         if self._stalled:
             self._stalled = False
             self._ready = not self._paused
+            if self.pipeline.in_flight:  # these may stall again
+                self._watch(min(self._wake_at, self._received_at + self._timeout / 2))
 
     def _stall(self, now: float) -> None:
         """Write nothing more to a channel that has been silent for too long, and replace it."""

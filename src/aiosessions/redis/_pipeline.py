@@ -205,7 +205,7 @@ class Pipeline:
             message = "the server sent a reply without a command"
             raise ProtocolError(message)
         command = self.in_flight[0]
-        if command.replies_due:
+        if command.replies_due and (reply == b"OK" or isinstance(reply, ErrorReply)):
             command.replies_due -= 1
             return
         if not isinstance(reply, ErrorReply):
