@@ -2,8 +2,8 @@
 
 Invariants:
 
-- Every error that a verb raises is a `SessionError`. Arguments of a wrong type raise `TypeError`,
-  and settings of a wrong value raise `ValueError`.
+- Every error that a verb raises is a `SessionError`, except for wrong arguments: a wrong type
+  raises `TypeError`, and a wrong value of a setting raises `ValueError`.
 - Messages name the cause. They never hold a session id, a payload or a password, because messages
   end up in logs.
 - An outage is `StorageUnavailable`, never `SessionNotFound`: "I cannot look" and "there is none"

@@ -139,8 +139,8 @@ class SessionManager(Generic[D]):
     async def save(self, session: Session[D]) -> None:
         """Store a session that was loaded or created, unless it was written since.
 
-        Stamps `updated_at` and `revision` on the object, and moves an `expires_at` beyond
-        `max_lifetime`. On any error the object is unchanged.
+        Stamps `updated_at` and `revision` on the object, and shortens an `expires_at`
+        that lies beyond `max_lifetime`. On any error the object is unchanged.
 
         Raises:
             SessionConflict: The session was written since. Redo the change, as `mutate` does.

@@ -4,9 +4,10 @@ Invariants of every storage, which `aiosessions.testing.StorageContract` checks:
 
 - A session is absent when it was never stored, was deleted, has been idle for its TTL, or has
   reached `expires_at`. That holds to the millisecond, for every verb, and before any sweep. Expiry
-  is half-open: at exactly the TTL the session is gone.
-- Loading renews the TTL, atomically with the read. No other verb only renews. Loading a record
-  that may not be read (past its deadline, unreadable) does not prolong it.
+  is half-open: at exactly the TTL the session is gone. The clock of the process or of the server
+  decides.
+- Loading renews the TTL, atomically with the read. There is no verb that only renews. A load
+  of a record that may not be read (past its deadline, unreadable) does not prolong it.
 - A write that raises leaves the caller's object unchanged.
 """
 

@@ -2,7 +2,8 @@
 
 The route of a load, from the top down:
 
-- storage.py checks the id, fills GETEX with the key, and at the end decodes the record.
+- storage.py checks the id, fills GETEX with the key, and at the end decodes the record
+  (`record.unseal`, which calls the codec).
 - _routing.py picks the connection (_cluster.py: by the slot of the key), awaits the reply, and
   raises every error. _errors.py translates it.
 - _connection.py queues the command and writes it, with the others of the same turn of the event

@@ -16,7 +16,7 @@ class Template:
     Args:
         words: The words of the command; each None is a slot, and the first slot is the key.
         replies: The types that a reply can have. An error reply is always possible.
-        retryable: Whether the command may be applied twice.
+        retryable: Whether the command may be sent twice.
         writes: Whether the command may change a session.
         bulky: Whether the reply holds a whole record.
     """

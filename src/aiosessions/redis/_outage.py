@@ -5,7 +5,7 @@ Rules:
 - An outage begins when a connection cannot be made, or is lost or stalls while commands wait. It
   ends with the next proper reply.
 - Commands that are safe to send, or to send again, wait for the first second of an outage,
-  `BRIDGE`. So a restart of a server costs no errors.
+  `BRIDGE`. So a restart of a server costs loads and saves no errors.
 - After that, commands fail at once, while attempts to connect go on for as long as commands come.
 - A failure that waiting cannot mend, such as a wrong password, fails the commands that wait. Later
   commands wait for the next attempt.

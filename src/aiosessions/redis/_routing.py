@@ -1,7 +1,7 @@
 """Sends each command to the server that has its key, and raises every error.
 
-Replies and exceptions are values up to here: one future serves both, and a caller that is gone
-leaves no exception unretrieved. `Router.call` is the one place that raises.
+Below this module, errors are passed as values, because an exception that is set on a future and
+never awaited would be logged. `Router.call` is the one place that raises.
 
 Invariants:
 

@@ -7,8 +7,8 @@ Invariants:
 - No write is applied twice. After a lost connection, a compare-and-set is sent again, because it
   cannot succeed twice. Any other write is not: the storage looks for its revision on the server,
   which is there if only the reply was lost.
-- If that does not tell, because another client may have written or deleted the session since,
-  the error says that the write is in doubt.
+- If the revision is not there, because another client may have written or deleted the session
+  since, the error says that the write is in doubt.
 """
 
 import asyncio
