@@ -1,7 +1,7 @@
 """Sybil runs the code of README.md and docs/ against a real server.
 
-A ```python block is a program of its own, perhaps with `await` at the top level. A ```pycon block is
-a session of `python -m asyncio`. Both are independent of the other blocks of the page. Tests of the other topologies run the ```py
+Each ```python block is a program of its own, perhaps with `await` at the top level, and each
+```pycon block is a session of `python -m asyncio`. Tests of the other topologies run the ```py
 blocks of docs/connecting.md.
 """
 
