@@ -4,7 +4,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -40,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console,
             quick=options.quick,
             rounds=options.rounds or (3 if options.quick else 9),
-            seconds=options.seconds or (0.1 if options.quick else 0.3),
             url=options.url,
-            server=options.server,
-            loads=options.loads,
         )
         result = SCENARIOS[name](bench)
         write(result, folder / f"{name}.json")
@@ -71,40 +68,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="measure little, for a first look")
     parser.add_argument("--url", help="a server of your own, instead of embedded servers")
-    parser.add_argument("--server", choices=["valkey", "redis"], help="only this embedded server")
-    parser.add_argument(
-        "--into",
-        type=Path,
-        metavar="FOLDER",
-        help="the folder for results and plots (default: docs/benchmarks for a full run on "
-        "embedded servers, and a new temporary folder for other runs)",
-    )
-    for name, kind, default, text in (
-        ("--rounds", int, None, "the number of rounds"),
-        ("--seconds", float, None, "the duration of a closed loop"),
-        ("--loads", int, 10_000_000, "the number of loads in 'memory' (default: %(default)s)"),
-    ):
-        parser.add_argument(name, type=_positive(kind), default=default, help=text)
+    parser.add_argument("--rounds", type=int, metavar="N", help="the number of rounds")
     return parser.parse_args(arguments)
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """A type of option that refuses zero and negative numbers."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError("must be above zero")
-        return value
-
-    return parse
 
 
 def _folder(options: argparse.Namespace) -> Path:
     """The folder for results: quick runs and runs on other servers replace nothing."""
-    if options.into is not None:
-        return Path(options.into).resolve()
-    if options.quick or options.url or options.server:
+    if options.quick or options.url:
         return Path(tempfile.mkdtemp(prefix="aiosessions-bench-"))
     return FOLDER
 

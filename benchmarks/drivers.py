@@ -1,13 +1,13 @@
-"""The storage and bare drivers, which return raw bytes.
+"""A way to use sessions, the storage, and drivers.
 
 Libraries are imported when a client is opened, so that a missing library does not disturb the
 others.
 """
 
-# ruff: noqa: PLC0415, ARG001, ARG004 - see above; all openers have the same parameters
+# ruff: noqa: PLC0415 - see above
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 
 from aiosessions import RedisStorage
 
-from .loops import Operation
-from .workload import CODEC, PREFIX, TTL, TTL_MS, key
+from .workload import CODEC, PREFIX, TTL, TTL_MS, key, opened, sealed
 
 POOL: Final = 64
 PLAIN_POOL: Final = 256
@@ -29,8 +28,13 @@ NAME: Final = "aiosessions-bench"
 _PATIENT: Final[dict[str, Any]] = {"socket_connect_timeout": 30.0}
 """For 256 TLS connections at once: redis-py reads all authorities of the system for each."""
 
+Operation = Callable[[str], Awaitable[object]]
+"""Does something with the session of an id."""
+
 Operations = dict[str, Operation]
-Open = Callable[[str, Sequence[str]], AbstractAsyncContextManager[Operations]]
+"""By name. "prepare", if there is one, runs once for each session before the others."""
+
+Connect = Callable[[str], AbstractAsyncContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,27 @@ class Way:
     """A way to use sessions.
 
     Attributes:
-        open: Connects a client to the server of a URL, for the sessions of some ids.
-        note: Its guarantees, and the guarantees that it lacks.
+        connect: Opens a client for a URL.
+        operations: Makes the operations of a client.
+        note: The guarantees of the operations, and those that they lack.
         round_trips: The round trips that one load should take.
     """
 
-    open: Open
+    connect: Connect
+    operations: Callable[[Any], Operations]
     note: str = ""
     round_trips: int = 1
+
+    @asynccontextmanager
+    async def open(self, url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
+        """Connect a client to a server, for the sessions of some ids."""
+        async with self.connect(url) as client:
+            operations = self.operations(client)
+            if prepare := operations.pop("prepare", None):
+                # One caller opens the connections; many at once fail in RedisCluster.
+                for id in ids:
+                    await prepare(id)
+            yield operations
 
 
 def storage_of(url: str) -> RedisStorage[Any]:
@@ -54,18 +71,26 @@ def storage_of(url: str) -> RedisStorage[Any]:
     return RedisStorage.from_url(named, ttl=TTL, codec=CODEC, key_prefix=PREFIX, timeout=30.0)
 
 
-def raw(connect: Callable[[str], Any]) -> Open:
-    """Open a load by a driver, which returns raw bytes."""
+def raw(client: Any) -> Operations:
+    """A load by a driver, which returns raw bytes."""
+    return {
+        "prepare": lambda id: client.get(key(id)),
+        "load": lambda id: client.getex(key(id), px=TTL_MS),
+    }
 
-    @asynccontextmanager
-    async def open(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-        async with connect(url) as client:
-            # One caller opens the connections; many at once fail in RedisCluster.
-            for id in ids[:100]:
-                await client.get(key(id))
-            yield {"load": lambda id: client.getex(key(id), px=TTL_MS)}
 
-    return open
+def decoded(client: Any) -> Operations:
+    """A load and a request by a driver that keeps the same record as the storage."""
+
+    async def load(id: str) -> Any:
+        return opened(await client.getex(key(id), px=TTL_MS), id)
+
+    async def cycle(id: str) -> None:
+        loaded = await load(id)
+        loaded.data["counter"] += 1
+        await client.set(key(id), sealed(loaded), px=TTL_MS)
+
+    return {"load": load, "cycle": cycle}
 
 
 def blocking(url: str) -> "Redis":
@@ -115,11 +140,11 @@ async def glide_client(url: str) -> AsyncIterator[Any]:
         get = staticmethod(client.get)
 
         @staticmethod
-        def getex(key: str, px: int) -> Any:
+        def getex(key: str, px: int) -> Any:  # noqa: ARG004 - as in redis-py
             return client.getex(key, renewed)
 
         @staticmethod
-        def set(key: str, value: bytes, px: int) -> Any:
+        def set(key: str, value: bytes, px: int) -> Any:  # noqa: ARG004 - see above
             return client.set(key, value, expiry=expiry)
 
     try:
@@ -129,22 +154,12 @@ async def glide_client(url: str) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def ours_on_cluster(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-    """Open a storage over RedisCluster."""
+async def ours_on_cluster(url: str) -> AsyncIterator[RedisStorage[Any]]:
+    """A storage over RedisCluster."""
     # Not entered, because entering connects it: the storage borrows its settings only.
     borrowed = RedisCluster.from_url(url, client_name=NAME)
     async with (
         aclosing(borrowed),
         RedisStorage(borrowed, ttl=TTL, codec=CODEC, key_prefix=PREFIX, timeout=30.0) as storage,
     ):
-        yield {"load": storage.load}
-
-
-@asynccontextmanager
-async def nothing(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-    """Open a load that does nothing."""
-
-    async def load(id: str) -> object:
-        return id
-
-    yield {"load": load}
+        yield storage

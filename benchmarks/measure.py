@@ -6,30 +6,54 @@
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby, product
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import track
 
 from tests.support.machine import Steadiness, environment
 from tests.support.proxy_process import proxy_process
 
-from .client_process import ClientProcess, Job, client_process
+from .client import ClientProcess, Job, Measurement, Run, client_process
 from .drivers import Way
-from .loops import ClosedLoop, Measurement, OpenLoop, Repeat
 from .results import Claim, Result, Row, stat
 from .servers import MeasuredServer, Snapshot
+from .ways import IDLE
 
 T = TypeVar("T")
 Samples = list[tuple[Row, list[Measurement]]]
 """Labels, with a measurement for each round."""
+_Found = dict[tuple[Any, ...], tuple[Row, list[Measurement]]]
 
+CALLERS = (1, 32, 256)
 _COUNTED = 20
 # So long that a whole request arrives before its reply can leave.
 _ROUND_TRIP = 0.004
+_FIGURES = ("throughput", "p50_ms", "p99_ms", "cpu_us")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients that are measured in turn, while all of them are open.
+
+    Attributes:
+        jobs: The clients.
+        runs: The runs of each. `IDLE` makes open loops only.
+        labels: More labels for the rows.
+        before: Called before the first run. Neighbours with equal clients share the processes.
+        after: Called after the last run.
+    """
+
+    jobs: Sequence[Job]
+    runs: Sequence[Run]
+    labels: Row = field(default_factory=dict)
+    before: Callable[[], object] = lambda: None
+    after: Callable[[], object] = lambda: None
 
 
 @dataclass
@@ -40,10 +64,7 @@ class Bench:
         console: Where progress is shown.
         quick: Whether to measure little, for a first look.
         rounds: The number of rounds.
-        seconds: The duration of one closed loop.
         url: The user's own server, or None for embedded servers.
-        server: The embedded server, or None for the choice of the scenario.
-        loads: The number of loads in the memory scenario.
         missing: The parts that were not measured, with the reasons.
         steadiness: A check of the machine.
     """
@@ -51,12 +72,18 @@ class Bench:
     console: Console
     quick: bool
     rounds: int
-    seconds: float
     url: str | None
-    server: str | None
-    loads: int
     missing: dict[str, str] = field(default_factory=dict)
     steadiness: Steadiness = field(default_factory=Steadiness)
+
+    @property
+    def seconds(self) -> float:
+        """The duration of a closed loop."""
+        return 0.1 if self.quick else 0.3
+
+    def closed(self, callers: Sequence[int] = CALLERS, operation: str = "load") -> list[Run]:
+        """Closed loops, one for each number of callers."""
+        return [Run(operation, each, self.seconds) for each in callers]
 
     def steps(self, what: str, items: Sequence[T]) -> Iterator[T]:
         """Go through items under a progress bar, and check the machine before each."""
@@ -79,40 +106,36 @@ class Bench:
                     present.append(client)
             yield present
 
-    def round(
-        self,
-        clients: Sequence[ClientProcess],
-        runs: Sequence[ClosedLoop] | Sequence[OpenLoop],
-        number: int,
-        **labels: Any,
-    ) -> Samples:
-        """Make every run once with each client, in random order."""
-        cells = [(client, run) for client in clients for run in runs]
-        order = random.Random(number).sample(range(len(cells)), len(cells))  # noqa: S311
-        measured: dict[int, Measurement] = {}
-        for place in self.steps(f"round {number + 1}", order):
-            client, run = cells[place]
-            measured[place] = client.measure(run)
-        return [
-            (client.job.labels | labels | run.labels, [measured[place]])
-            for place, (client, run) in enumerate(cells)
-        ]
-
-    def rounds_of(
-        self, jobs: Sequence[Job], runs: Sequence[ClosedLoop], rounds: int, **labels: Any
-    ) -> Samples:
-        """Measure clients in several rounds, with fresh processes in each."""
-        found: Samples = []
+    def measure(self, groups: Sequence[Group], rounds: int) -> Samples:
+        """Measure groups of clients in several rounds, with fresh processes in each."""
+        found: _Found = {}
         for number in range(rounds):
-            with self.clients(jobs) as clients:
-                found += self.round(clients, runs, number, **labels)
-        return merged(found)
+            for jobs, some_groups in groupby(groups, lambda group: group.jobs):
+                with self.clients(jobs) as clients:
+                    for group in some_groups:
+                        group.before()
+                        self._round(group, clients, number, found)
+                        group.after()
+        return list(found.values())
+
+    def _round(
+        self, group: Group, clients: Sequence[ClientProcess], number: int, found: _Found
+    ) -> None:
+        """Make every run once with each client, in random order."""
+        cells = []
+        for client, run in product(clients, group.runs):
+            if client.job.way != IDLE or run.rate:
+                labels = client.job.labels | group.labels | run.labels
+                _, some = found.setdefault(tuple(labels.items()), (labels, []))
+                cells.append((client, replace(run, seed=number), some))
+        order = random.Random(number).sample(cells, len(cells))  # noqa: S311
+        for client, run, some in self.steps(f"round {number + 1}", order):
+            some.append(client.measure(run))
 
     def wire(
         self,
         ways: dict[str, Way],
         target: MeasuredServer,
-        ids: list[str],
         operation: str = "load",
         **labels: Any,
     ) -> list[Row]:
@@ -123,18 +146,18 @@ class Bench:
         """
         found: list[Row] = []
         host, port = target.address
-        with proxy_process(port, host) as proxy, target.client() as direct:
+        with proxy_process(port, host) as proxy:
             for name, way in ways.items():
-                job = Job(name, target.label, target.through(proxy.port), ids[:_COUNTED])
+                job = Job(name, target.label, target.through(proxy.port), target.ids[:_COUNTED])
                 with self.clients([job]) as clients:
                     for client in clients:
-                        run = Repeat(_COUNTED, operation=operation)
+                        run = Run(operation, times=_COUNTED)
                         client.measure(run)  # connects, and fills caches
-                        before = Snapshot.of(direct)
+                        before = Snapshot.of(target.direct)
                         proxy.set(round_trip=_ROUND_TRIP, inspects=True)
                         client.measure(run)
                         counts = proxy.counts()
-                        executed = Snapshot(Snapshot.of(direct) - before).calls()
+                        executed = Snapshot(Snapshot.of(target.direct) - before).calls()
                         proxy.set()
                         figures = {"round_trips": counts.round_trips} | {
                             "bytes_sent": counts.bytes_in,
@@ -180,19 +203,10 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(name + (f" x{count}" if count > 1 else "") for name, count in each.items())
 
 
-def merged(found: Samples) -> Samples:
-    """Join the measurements of all rounds."""
-    joined: dict[tuple[Any, ...], tuple[Row, list[Measurement]]] = {}
-    for labels, samples in found:
-        joined.setdefault(tuple(labels.items()), (labels, []))[1].extend(samples)
-    return list(joined.values())
-
-
-def rows(samples: Samples, *more: str) -> list[Row]:
-    """Rows with throughput, latency, CPU and `more` figures."""
-    figures = ("throughput", "p50_ms", "p99_ms", "cpu_us", *more)
+def rows_of(samples: Samples) -> list[Row]:
+    """Rows with throughput, latency and CPU."""
     return [
-        labels | {name: stat(getattr(each, name) for each in some) for name in figures}
+        labels | {name: stat(getattr(each, name) for each in some) for name in _FIGURES}
         for labels, some in samples
     ]
 

@@ -116,26 +116,19 @@ async def filled(size: int, clock: Clock) -> tuple[LocalStorage[Any], list[str]]
 
 
 def _time_local(runner: Any, size: int) -> None:
-    async def run(does: str, loops: int) -> float:
-        storage, ids = await filled(size, Clock())
-        template = session()
-        next_id = cycle(ids).__next__
-        start = time.perf_counter()
-        for _ in range(loops):
-            id = next_id()
-            if does == "store":
-                template.id = id
-                await storage.store(template)
-            else:
-                await storage.load(id)
-        return time.perf_counter() - start
+    storage, ids = asyncio.run(filled(size, Clock()))
+    template = session()
+    next_id = cycle(ids).__next__
 
-    for does in ("store", "load"):
+    async def store() -> None:
+        template.id = next_id()
+        await storage.store(template)
 
-        def time_loops(loops: int, does: str = does) -> float:
-            return asyncio.run(run(does, loops))
+    async def load() -> None:
+        await storage.load(next_id())
 
-        runner.bench_time_func(f"{does} {size}", time_loops, metadata={"does": does})
+    for does, function in (("store", store), ("load", load)):
+        runner.bench_async_func(f"{does} {size}", function, metadata={"does": does})
 
 
 def main() -> None:

@@ -7,18 +7,17 @@ save. Libraries over `redis.asyncio` get a plain pool with a connection for ever
 The missing guarantees come from the sources of the versions that the results name.
 """
 
-# ruff: noqa: PLC0415, ARG001 - a missing library must not disturb the others; see `ways.Open`
+# ruff: noqa: PLC0415 - a missing library must not disturb the others
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from .drivers import Open, Operations, Way, coredis_client, glide_client, plain
+from .drivers import Operations, Way, coredis_client, decoded, glide_client, plain
 from .ways import OURS, WAYS
-from .workload import PREFIX, TTL, TTL_MS, key, opened, sealed, session
+from .workload import PREFIX, TTL, session
 
 _SECONDS = int(TTL)
 
@@ -41,16 +40,13 @@ def _there(data: Any) -> Any:
     return data
 
 
-async def _operations(
-    ids: Sequence[str],
+def _operations(
     read: Callable[[str], Awaitable[Any]],
     write: Callable[[str, Any], Awaitable[Any]],
     *,
-    read_renews: bool,
+    read_renews: bool = False,
 ) -> Operations:
-    """Store the sessions, and make operations from a read and a write of dictionaries."""
-    for id in ids:
-        await write(id, _contents(id))
+    """Operations from a read and a write of dictionaries."""
 
     async def load(id: str) -> Any:
         data = _there(await read(id))
@@ -63,102 +59,73 @@ async def _operations(
         data["counter"] += 1
         await write(id, data)
 
-    return {"load": load, "cycle": cycle}
+    return {"prepare": lambda id: write(id, _contents(id)), "load": load, "cycle": cycle}
 
 
-@asynccontextmanager
-async def _litestar(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
+def _litestar(client: Any) -> Operations:
     from litestar.serialization import decode_json, encode_json
     from litestar.stores.redis import RedisStore
 
-    async with plain(url) as client:
-        store = RedisStore(client, namespace=f"{PREFIX}litestar")
+    store = RedisStore(client, namespace=f"{PREFIX}litestar")
 
-        async def read(id: str) -> Any:
-            return decode_json(_there(await store.get(id, renew_for=_SECONDS)))
+    async def read(id: str) -> Any:
+        return decode_json(_there(await store.get(id, renew_for=_SECONDS)))
 
-        async def write(id: str, data: Any) -> None:
-            await store.set(id, encode_json(data), expires_in=_SECONDS)
+    async def write(id: str, data: Any) -> None:
+        await store.set(id, encode_json(data), expires_in=_SECONDS)
 
-        yield await _operations(ids, read, write, read_renews=True)
+    return _operations(read, write, read_renews=True)
 
 
-@asynccontextmanager
-async def _starsessions(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
+def _starsessions(client: Any) -> Operations:
     from starsessions import JsonSerializer
     from starsessions.stores.redis import RedisStore
 
-    async with plain(url) as client:
-        # The steps of its middleware with rolling=True around a request, without the cookies.
-        store = RedisStore(connection=client, prefix=f"{PREFIX}starsessions:")
-        serializer = JsonSerializer()
+    # The steps of its middleware with rolling=True around a request, without the cookies.
+    store = RedisStore(connection=client, prefix=f"{PREFIX}starsessions:")
+    serializer = JsonSerializer()
 
-        async def read(id: str) -> Any:
-            return serializer.deserialize(await store.read(id, _SECONDS))
+    async def read(id: str) -> Any:
+        return serializer.deserialize(await store.read(id, _SECONDS))
 
-        async def write(id: str, data: Any) -> None:
-            await store.write(id, serializer.serialize(data), _SECONDS, _SECONDS)
+    async def write(id: str, data: Any) -> None:
+        await store.write(id, serializer.serialize(data), _SECONDS, _SECONDS)
 
-        yield await _operations(ids, read, write, read_renews=False)
+    return _operations(read, write)
 
 
-@asynccontextmanager
-async def _aiohttp_session(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
+def _aiohttp_session(client: Any) -> Operations:
     from aiohttp.web import Request, Response
     from aiohttp_session.redis_storage import RedisStorage
 
-    async with plain(url) as client:
-        name = f"{PREFIX}aiohttp"
-        storage = RedisStorage(client, cookie_name=name, max_age=_SECONDS)
+    name = f"{PREFIX}aiohttp"
+    storage = RedisStorage(client, cookie_name=name, max_age=_SECONDS)
 
-        async def read(id: str) -> Any:
-            # It reads only the cookies of a request.
-            request = cast("Request", SimpleNamespace(cookies={name: id}))
-            return await storage.load_session(request)
+    async def read(id: str) -> Any:
+        # It reads only the cookies of a request.
+        request = cast("Request", SimpleNamespace(cookies={name: id}))
+        return await storage.load_session(request)
 
-        async def write(id: str, kept: Any) -> None:
-            if isinstance(kept, dict):
-                # The age counts from `created` and must not end the session.
-                data = {"created": int(time.time()), "session": kept}
-                await client.set(f"{name}_{id}", json.dumps(data), ex=_SECONDS)
-            else:
-                await storage.save_session(cast("Request", None), Response(), kept)
+    async def write(id: str, kept: Any) -> None:
+        if isinstance(kept, dict):
+            # The age counts from `created` and must not end the session.
+            data = {"created": int(time.time()), "session": kept}
+            await client.set(f"{name}_{id}", json.dumps(data), ex=_SECONDS)
+        else:
+            await storage.save_session(cast("Request", None), Response(), kept)
 
-        yield await _operations(ids, read, write, read_renews=False)
+    return _operations(read, write)
 
 
-@asynccontextmanager
-async def _py_key_value(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
+def _py_key_value(client: Any) -> Operations:
     from key_value.aio.stores.redis import RedisStore
 
-    async with plain(url, decode_responses=True) as client:
-        collection = f"{PREFIX}py-key-value"
-        async with RedisStore(client=client, default_collection=collection) as store:
+    store = RedisStore(client=client, default_collection=f"{PREFIX}py-key-value")
 
-            async def write(id: str, data: Any) -> None:
-                await store.put(id, data, ttl=TTL)
+    async def write(id: str, data: Any) -> None:
+        await store.put(id, data, ttl=TTL)
 
-            yield await _operations(ids, store.get, write, read_renews=False)
-
-
-def _driver(connect: Callable[[str], Any]) -> Open:
-    """Open a driver that keeps the same record as the storage."""
-
-    @asynccontextmanager
-    async def open(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-        async with connect(url) as client:
-
-            async def load(id: str) -> Any:
-                return opened(await client.getex(key(id), px=TTL_MS), id)
-
-            async def cycle(id: str) -> None:
-                loaded = await load(id)
-                loaded.data["counter"] += 1
-                await client.set(key(id), sealed(loaded), px=TTL_MS)
-
-            yield {"load": load, "cycle": cycle}
-
-    return open
+    return _operations(store.get, write)
 
 
 _LACKS = "lost updates; deleted sessions come back; ids and formats are the caller's to check"
@@ -166,27 +133,31 @@ _LACKS = "lost updates; deleted sessions come back; ids and formats are the call
 PEERS: Final[dict[str, Way]] = {
     OURS: WAYS[OURS],
     "litestar RedisStore": Way(
+        plain,
         _litestar,
         "lost updates; deleted sessions come back; whole seconds, not renewed in the last 0.5 s",
     ),
     "starsessions": Way(
+        plain,
         _starsessions,
         "a read renews nothing, so all is written on every request: lost updates even by readers; "
         "deleted sessions come back; whole seconds",
     ),
     "aiohttp-session": Way(
+        plain,
         _aiohttp_session,
         "a read renews nothing; lost updates; deleted sessions come back; what cannot be decoded "
         "is an empty session; whole seconds",
     ),
     "py-key-value RedisStore": Way(
+        lambda url: plain(url, decode_responses=True),
         _py_key_value,
         "a read renews nothing; lost updates; deleted entries come back; what cannot be decoded "
         "is an absent entry; whole seconds",
     ),
-    "redis.asyncio": Way(_driver(plain), _LACKS),
-    "coredis, decoded": Way(_driver(coredis_client), _LACKS),
-    "valkey-glide, decoded": Way(_driver(glide_client), _LACKS),
+    "redis.asyncio": Way(plain, decoded, _LACKS),
+    "coredis, decoded": Way(coredis_client, decoded, _LACKS),
+    "valkey-glide, decoded": Way(glide_client, decoded, _LACKS),
 }
 PACKAGES: Final = (
     *("litestar", "starsessions", "aiohttp-session"),

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from .declared import Plot
 from .results import Result, Row, select
 from .tables import number
+from .workload import callers_text
 
 mpl.use("agg")
 _STYLE: Any = {
@@ -103,9 +104,9 @@ def _series(plot: Plot, rows: Sequence[Row], names: Sequence[str]) -> dict[str, 
     if not plot.series:
         return {name: ([row for row in rows if name in row], name) for name in names}
     values = dict.fromkeys(row[plot.series] for row in rows)
-    unit = " callers" if plot.series == "callers" else ""
+    name = callers_text if plot.series == "callers" else str
     return {
-        f"{value}{unit}": ([r for r in rows if r[plot.series] == value and names[0] in r], names[0])
+        name(value): ([r for r in rows if r[plot.series] == value and names[0] in r], names[0])
         for value in values
     }
 

@@ -9,9 +9,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import redis
@@ -33,10 +33,14 @@ class MeasuredServer:
     Attributes:
         label: Its name and version, from INFO: "Valkey 9.1.2".
         url: Its URL.
+        direct: A plain synchronous client.
+        ids: The ids of stored sessions.
     """
 
     label: str
     url: str
+    direct: "redis.Redis"
+    ids: list[str]
 
     @property
     def address(self) -> tuple[str, int]:
@@ -56,34 +60,30 @@ class MeasuredServer:
         login = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{login}{'@' if login else ''}127.0.0.1:{port}").geturl()
 
-    def client(self) -> "redis.Redis":
-        """A plain synchronous client. Close it."""
-        return redis.Redis.from_url(self.url)
 
-
-class Options(Protocol):
-    """The options of the command line that name servers."""
-
-    url: str | None
-    server: str | None
+@contextmanager
+def measured(url: str) -> Iterator[MeasuredServer]:
+    """The server of a URL, with stored sessions."""
+    with redis.Redis.from_url(url) as direct, stored(direct) as ids:
+        info: dict[str, Any] = direct.info("server")
+        name = "Valkey" if "valkey_version" in info else "Redis"
+        yield MeasuredServer(f"{name} {info[f'{name.lower()}_version']}", url, direct, ids)
 
 
 @contextmanager
-def targets(options: Options, *, every: bool = False) -> Iterator[list[MeasuredServer]]:
-    """The servers to measure on: Valkey, `every` embedded one, or the one of the options."""
-    if options.url is not None:
-        url = re.sub(r"^valkey(s?)://", r"redi\1s://", options.url)
-        try:
-            with redis.Redis.from_url(url) as client:
-                name = _name(client)
-        except (redis.RedisError, ValueError) as error:
-            raise SystemExit(f"--url: {error}") from None
-        yield [MeasuredServer(f"{name}, the user's own", url)]
-        return
-    names = [options.server] if options.server else list(binaries()) if every else ["valkey"]
+def targets(url: str | None, *, every: bool = False) -> Iterator[list[MeasuredServer]]:
+    """The servers to measure on: that of a URL, or else Valkey or `every` embedded one."""
     with ExitStack() as stack:
+        if url is not None:
+            try:
+                own = stack.enter_context(measured(re.sub(r"^valkey(s?)://", r"redi\1s://", url)))
+            except (redis.RedisError, ValueError) as error:
+                raise SystemExit(f"--url: {error}") from None
+            yield [replace(own, label=f"{own.label}, the user's own")]
+            return
+        names = binaries() if every else ["valkey"]
         servers = [stack.enter_context(embedded(name)) for name in names]
-        yield [MeasuredServer(label(server), server.url) for server in servers]
+        yield [stack.enter_context(measured(server.url)) for server in servers]
 
 
 @contextmanager
@@ -100,49 +100,34 @@ def embedded(name: str, *options: str) -> Iterator[Server]:
         yield server
 
 
-def label(server: Server) -> str:
-    """The name and version of a server."""
-    with server.client() as client:
-        return _name(client)
-
-
-def _name(client: "redis.Redis") -> str:
-    info: dict[str, Any] = client.info("server")
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info['redis_version']}"
-
-
 @contextmanager
-def over_tls(options: Options) -> Iterator[MeasuredServer]:
+def over_tls(url: str | None) -> Iterator[MeasuredServer]:
     """A server that speaks TLS.
 
     A user's own rediss:// URL is used as it is. The Redis on PATH ends TLS itself if it was built
     with TLS; in front of other servers a proxy ends it. The URL names the file of the authority.
     """
     with ExitStack() as stack:
-        if (options.url or "").startswith(("rediss:", "valkeys:")):
-            yield stack.enter_context(targets(options))[0]
+        if (url or "").startswith(("rediss:", "valkeys:")):
+            yield stack.enter_context(targets(url))[0]
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
         authority, certificate = folder / "ca.pem", folder / "server.pem"
         issuer = trustme.CA()
         issuer.cert_pem.write_to_path(authority)
         issuer.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
-        if options.url is None and options.server != "valkey":
+        if url is None:
             redis_server = _redis_over_tls(stack, certificate, authority)
             if redis_server is not None:
                 yield redis_server
                 return
-        (target, *_) = stack.enter_context(targets(options))
+        (target, *_) = stack.enter_context(targets(url))
         host, port = target.address
         proxy = stack.enter_context(proxy_process(port, host, certificate))
         proxy.set()
-        url = target.through(proxy.port).replace("redis:", "rediss:", 1)
-        yield MeasuredServer(
-            f"{target.label} behind a TLS proxy",
-            f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={authority}",
-        )
+        through = target.through(proxy.port).replace("redis:", "rediss:", 1)
+        through = f"{through}{'&' if '?' in through else '?'}ssl_ca_certs={authority}"
+        yield replace(target, label=f"{target.label} behind a TLS proxy", url=through)
 
 
 def _redis_over_tls(stack: ExitStack, certificate: Path, authority: Path) -> MeasuredServer | None:
@@ -157,11 +142,11 @@ def _redis_over_tls(stack: ExitStack, certificate: Path, authority: Path) -> Mea
     }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     try:
-        server = stack.enter_context(embedded("redis", *words))
+        stack.enter_context(embedded("redis", *words))
     except (SystemExit, ServerError):
         return None
     url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority}"
-    return MeasuredServer(label(server), url)
+    return stack.enter_context(measured(url))
 
 
 @contextmanager

@@ -79,13 +79,17 @@ def sheets(table: Table, rows: Iterable[Row]) -> list[Sheet]:
 
 
 def claims(some: Iterable[Claim]) -> Sheet:
-    """A row for each claim, with all conditions in which it was measured."""
+    """A row for each claim, with the range of its medians over all conditions."""
     groups: dict[tuple[str, str], list[Claim]] = {}
     for each in some:
         groups.setdefault((each.claim, each.target), []).append(each)
     lines = []
     for (claim, target), group in groups.items():
-        measured = "; ".join(f"{each.condition}: {each.measured}".lstrip(": ") for each in group)
+        medians = dict.fromkeys(each.measured.partition(" (")[0] for each in group)
+        measured = next(iter(medians))
+        if len(medians) > 1:
+            ordered = sorted(medians, key=float)
+            measured = f"medians {ordered[0]} to {ordered[-1]}"
         verdicts = [each.verdict for each in group]
         counted = [f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts)]
         verdict = verdicts[0] if len(counted) == 1 else ", ".join(counted)

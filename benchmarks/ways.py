@@ -4,101 +4,73 @@ An alternative decodes the same record with the same codec and checks the id. "P
 one `redis.asyncio` client with a blocking pool of 64 connections.
 """
 
-# ruff: noqa: ARG001 - all openers have the same parameters
-
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis, RedisCluster
 
-from aiosessions import LocalStorage, Session, SessionManager, When
+from aiosessions import LocalStorage, RedisStorage, Session, SessionManager, When
 from aiosessions.redis._commands import Template
 from aiosessions.redis._routing import Router
 
 from .drivers import (
     PLAIN_POOL,
     POOL,
-    Open,
     Operations,
     Way,
     blocking,
     coredis_client,
     glide_client,
-    nothing,
     ours_on_cluster,
     plain,
     raw,
     storage_of,
 )
-from .loops import Operation
-from .workload import CODEC, TTL, TTL_MS, key, opened, sealed, session
+from .workload import CODEC, SESSIONS, TTL, TTL_MS, key, opened, sealed, session
 
 
 def _data(loaded: Session[Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", loaded.data)
 
 
-@asynccontextmanager
-async def _storage(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-    async with storage_of(url) as storage, SessionManager(storage) as manager:
-        loaded: dict[str, Session[Any]] = {}
+def _storage(storage: RedisStorage[Any]) -> Operations:
+    manager = SessionManager(storage)
+    loaded: dict[str, Session[Any]] = {}
 
-        async def cycle(id: str) -> None:
-            session = await storage.load(id)
-            _data(session)["counter"] += 1
-            await storage.store(session, when=When.UNCHANGED)
+    def increment(session: Session[Any]) -> None:
+        cast("dict[str, Any]", session.data)["counter"] += 1
 
-        async def save(id: str, when: When) -> None:
-            if id not in loaded:
-                loaded[id] = await storage.load(id)
-            await storage.store(loaded[id], when=when)
+    async def cycle(id: str) -> None:
+        session = await storage.load(id)
+        increment(session)
+        await storage.store(session, when=When.UNCHANGED)
 
-        def increment(session: Session[Any]) -> None:
-            _data(session)["counter"] += 1
+    async def save(id: str, when: When) -> None:
+        if id not in loaded:
+            loaded[id] = await storage.load(id)
+        await storage.store(loaded[id], when=when)
 
-        yield {
-            "load": storage.load,
-            "cycle": cycle,
-            "always": lambda id: save(id, When.ALWAYS),
-            "unchanged": lambda id: save(id, When.UNCHANGED),
-            "increment": lambda id: manager.mutate(id, increment),
-        }
-
-
-def _only(operation: str) -> Open:
-    """Open one operation of the storage in place of its load."""
-
-    @asynccontextmanager
-    async def open(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-        async with _storage(url, ids) as operations:
-            yield {"load": operations[operation]}
-
-    return open
+    return {
+        "load": storage.load,
+        "cycle": cycle,
+        "always": lambda id: save(id, When.ALWAYS),
+        "unchanged": lambda id: save(id, When.UNCHANGED),
+        "increment": lambda id: manager.mutate(id, increment),
+    }
 
 
-def _on_pool(make: Callable[["Redis"], Operation]) -> Open:
-    """Open an operation on a `redis.asyncio` client with a blocking pool."""
+def _decoded(read: Callable[["Redis", str], Awaitable[Any]]) -> Callable[["Redis"], Operations]:
+    """A load that reads a record, decodes it and checks the id."""
 
-    @asynccontextmanager
-    async def open(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-        async with blocking(url) as client:
-            yield {"load": make(client)}
-
-    return open
-
-
-def _decoded(read: Callable[["Redis", str], Awaitable[Any]]) -> Open:
-    """Open a load that reads a record, decodes it and checks the id."""
-
-    def make(client: "Redis") -> Operation:
+    def operations(client: "Redis") -> Operations:
         async def load(id: str) -> Session[Any]:
             return opened(await read(client, key(id)), id)
 
-        return load
+        return {"load": load}
 
-    return _on_pool(make)
+    return operations
 
 
 async def _get_expire(client: "Redis", key: str) -> Any:
@@ -122,25 +94,25 @@ return record
 """
 
 
-def _lua(client: "Redis") -> Operation:
+def _lua(client: "Redis") -> Operations:
     script = client.register_script(_GET_AND_RENEW)
 
     async def load(id: str) -> Session[Any]:
         return opened(await script(keys=[key(id)], args=[TTL_MS]), id)
 
-    return load
+    return {"load": load}
 
 
-def _set_again(client: "Redis") -> Operation:
+def _set_again(client: "Redis") -> Operations:
     async def load(id: str) -> Session[Any]:
         session = opened(await client.get(key(id)), id)
         await client.set(key(id), sealed(session), px=TTL_MS)
         return session
 
-    return load
+    return {"load": load}
 
 
-def _lru_expire(client: "Redis") -> Operation:
+def _lru_expire(client: "Redis") -> Operations:
     records: OrderedDict[str, Any] = OrderedDict()
 
     async def load(id: str) -> Session[Any]:
@@ -155,10 +127,10 @@ def _lru_expire(client: "Redis") -> Operation:
             record = records.pop(id) and None
         return opened(record, id)
 
-    return load
+    return {"load": load}
 
 
-def _raw_set(client: "Redis") -> Operation:
+def _raw_set(client: "Redis") -> Operations:
     made = session()
 
     async def save(id: str) -> None:
@@ -166,7 +138,7 @@ def _raw_set(client: "Redis") -> Operation:
         # Under another key, because the storage compares the revision under its own.
         await client.set(key(f"raw:{id}"), sealed(made), px=TTL_MS)
 
-    return save
+    return {"load": save}
 
 
 _GET: Final = Template(b"GET", None, replies=(bytes, type(None)), retryable=True, bulky=True)
@@ -174,25 +146,31 @@ _PEXPIRE: Final = Template(b"PEXPIRE", None, b"%d" % TTL_MS, replies=(int,))
 
 
 @asynccontextmanager
-async def _shared_get_expire(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-    async with Redis.from_url(url) as client:
-        router = Router(client, 30.0, 1)
-
-        async def load(id: str) -> Session[Any]:
-            record = await router.call(_GET.fill(router.deadline(), key(id).encode()))
-            await router.call(_PEXPIRE.fill(router.deadline(), key(id).encode()))
-            return opened(record, id)
-
-        async with aclosing(router):
-            yield {"load": load}
+async def _router(url: str) -> AsyncIterator[Router]:
+    async with Redis.from_url(url) as client, aclosing(Router(client, 30.0, 1)) as router:
+        yield router
 
 
-@asynccontextmanager
-async def _local(url: str, ids: Sequence[str]) -> AsyncIterator[Operations]:
-    storage = LocalStorage[Any](ttl=TTL, codec=CODEC, max_sessions=len(ids))
-    for id in ids:
-        await storage.store(session(id=id))
-    yield {"load": storage.load}
+def _shared_get_expire(router: Router) -> Operations:
+    async def load(id: str) -> Session[Any]:
+        record = await router.call(_GET.fill(router.deadline(), key(id).encode()))
+        await router.call(_PEXPIRE.fill(router.deadline(), key(id).encode()))
+        return opened(record, id)
+
+    return {"load": load}
+
+
+def _local(_: None) -> Operations:
+    storage = LocalStorage[Any](ttl=TTL, codec=CODEC, max_sessions=SESSIONS)
+    return {"prepare": lambda id: storage.store(session(id=id)), "load": storage.load}
+
+
+async def _return(id: str) -> str:
+    return id
+
+
+def _no_client(_: str) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 OURS: Final = "aiosessions"
@@ -215,57 +193,71 @@ LOCAL: Final = "LocalStorage (no server)"
 SHARED_GETEX: Final = "aiosessions: GETEX, one shared connection"
 
 ALTERNATIVES: Final[dict[str, Way]] = {
-    SHARED_GETEX: Way(_storage, "read and renewal are one atomic command"),
+    SHARED_GETEX: Way(storage_of, _storage, "read and renewal are one atomic command"),
     GETEX: Way(
+        blocking,
         _decoded(lambda client, key: client.getex(key, px=TTL_MS)),
         "the same command, over the driver's pool",
     ),
     GET: Way(
+        blocking,
         _decoded(lambda client, key: client.get(key)),
         "renews nothing: an active session dies after one TTL. The floor for the others",
     ),
     GET_EXPIRE: Way(
+        blocking,
         _decoded(_get_expire),
         "not atomic: a session can die between the two, and a reader that dies there renews "
         "nothing",
         round_trips=2,
     ),
     "GET, then EXPIRE, one shared connection": Way(
+        _router,
         _shared_get_expire,
         "as above; separates the cost of the second round trip from that of the pool",
         round_trips=2,
     ),
     PIPELINE: Way(
+        blocking,
         _decoded(_pipeline),
         "one round trip, two commands; other clients' commands can come in between",
     ),
     "GET and EXPIRE in MULTI, pool": Way(
+        blocking,
         _decoded(lambda client, key: _pipeline(client, key, transaction=True)),
         "atomic, with four commands",
     ),
     "Lua script, pool": Way(
-        _on_pool(_lua),
+        blocking,
+        _lua,
         "atomic; the script must be in the server's cache, and runs three commands there",
     ),
     SET_AGAIN: Way(
-        _on_pool(_set_again),
+        blocking,
+        _set_again,
         "the last writer wins, even without a change, and a deleted session comes back",
         round_trips=2,
     ),
     LRU_EXPIRE: Way(
-        _on_pool(_lru_expire),
+        blocking,
+        _lru_expire,
         "hides writes of other replicas while the entry lasts; saves bytes, not a round trip",
     ),
-    LOCAL: Way(_local, "this process only; the least cost of a hit in a near cache", round_trips=0),
+    LOCAL: Way(
+        _no_client,
+        _local,
+        "this process only; the least cost of a hit in a near cache",
+        round_trips=0,
+    ),
 }
 """The ways to load a session and renew its TTL, with the guarantees of each."""
 
 ALWAYS: Final = "store, When.ALWAYS: a plain SET"
 UNCHANGED: Final = "store, When.UNCHANGED: compare and set"
 SAVES: Final[dict[str, Way]] = {
-    "SET, redis.asyncio, pool": Way(_on_pool(_raw_set)),
-    ALWAYS: Way(_only("always")),
-    UNCHANGED: Way(_only("unchanged")),
+    "SET, redis.asyncio, pool": Way(blocking, _raw_set),
+    ALWAYS: Way(storage_of, lambda storage: {"load": _storage(storage)["always"]}),
+    UNCHANGED: Way(storage_of, lambda storage: {"load": _storage(storage)["unchanged"]}),
 }
 """The ways to save a session."""
 
@@ -273,14 +265,14 @@ WAYS: Final[dict[str, Way]] = (
     ALTERNATIVES
     | SAVES
     | {
-        OURS: Way(_storage, "nothing"),
-        BLOCKING: Way(raw(blocking)),
-        PLAIN: Way(raw(plain)),
-        COREDIS: Way(raw(coredis_client)),
-        GLIDE: Way(raw(glide_client)),
-        OURS_ON_CLUSTER: Way(ours_on_cluster),
-        CLUSTER: Way(raw(lambda url: RedisCluster.from_url(url, max_connections=PLAIN_POOL))),
-        IDLE: Way(nothing),
+        OURS: Way(storage_of, _storage, "nothing"),
+        BLOCKING: Way(blocking, raw),
+        PLAIN: Way(plain, raw),
+        COREDIS: Way(coredis_client, raw),
+        GLIDE: Way(glide_client, raw),
+        OURS_ON_CLUSTER: Way(ours_on_cluster, _storage),
+        CLUSTER: Way(lambda url: RedisCluster.from_url(url, max_connections=PLAIN_POOL), raw),
+        IDLE: Way(_no_client, lambda _: {"load": _return}),
     }
 )
 ON_ONE_SERVER: Final = (OURS, BLOCKING, PLAIN, COREDIS, GLIDE)

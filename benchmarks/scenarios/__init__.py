@@ -4,18 +4,14 @@ from collections.abc import Callable
 
 from ..measure import Bench
 from ..results import Result
-from . import arrivals, cas, load, local, memory, peers, rtt, server, shared, tls
+from .arrivals import arrivals, tls
+from .closed import cas, load, peers, shared
+from .local import codecs, local
+from .memory import memory
+from .rtt import rtt
+from .server import server
 
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
-    "load": load.run,
-    "rtt": rtt.run,
-    "server": server.run,
-    "peers": peers.run,
-    "local": local.run,
-    "codecs": local.run_codecs,
-    "cas": cas.run,
-    "shared": shared.run,
-    "arrivals": arrivals.run,
-    "tls": tls.run,
-    "memory": memory.run,
+    each.__name__: each
+    for each in (load, rtt, server, peers, local, codecs, cas, shared, arrivals, tls, memory)
 }

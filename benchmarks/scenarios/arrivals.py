@@ -1,19 +1,18 @@
-"""Open loops: loads that arrive at random, as requests reach a proxy.
+"""Open loops, as requests reach a proxy, and closed and open loops over TLS.
 
 All clients get the same arrivals in a round. The CPU of the same arrivals without a client is
-subtracted; the results have both figures.
+subtracted; the results have both figures. aiofastnet replaces the TLS transport of an event loop,
+for the storage, redis.asyncio and coredis. valkey-glide does its own TLS.
 """
 
 from typing import Final
 
-from ..client_process import Job
-from ..loops import OpenLoop
-from ..measure import Bench, Samples, merged
-from ..measure import rows as rows_of
+from ..client import AIOFASTNET, Job, Run
+from ..measure import Bench, Group, Samples, rows_of
 from ..results import Result, Row, stat
-from ..servers import stored, targets
-from ..ways import IDLE, ON_ONE_SERVER, PACKAGES
-from .shared import LOOPS
+from ..servers import MeasuredServer, over_tls, targets
+from ..ways import GLIDE, IDLE, ON_ONE_SERVER, PACKAGES
+from .closed import PROXY_CALLERS
 
 RATES: Final = (500, 2_000, 8_000)
 """Arrivals a second."""
@@ -23,42 +22,63 @@ _KEEPS_UP: Final = 0.95
 """The least share of the arrivals that a client has answered at the last arrival."""
 
 
-def run(bench: Bench) -> Result:
+def arrivals(bench: Bench) -> Result:
     """Measure on one server, in turn on each event loop."""
-    samples: Samples = []
     rounds = min(bench.rounds, 3)
-    with targets(bench) as (target, *_), target.client() as client, stored(client) as ids:
-        for number in range(rounds):
-            for loop in LOOPS:
-                ways = (*ON_ONE_SERVER, IDLE)
-                jobs = [Job(way, target.label, target.url, ids, loop) for way in ways]
-                with bench.clients(jobs) as clients:
-                    samples += bench.round(clients, runs(bench, number), number)
+    with targets(bench.url) as (target, *_):
+        groups = [
+            Group(_jobs(target, loop), bench.closed(PROXY_CALLERS) + _open(bench))
+            for loop in ("asyncio", AIOFASTNET)
+        ]
+        rows = _rows(bench.measure(groups, rounds))
     return bench.result(
-        "arrivals",
-        rows(merged(samples)),
-        packages=PACKAGES,
-        rounds=rounds,
-        seconds=None,
-        server=target.label,
+        "arrivals", rows, packages=PACKAGES, rounds=rounds, seconds=None, server=target.label
     )
 
 
-def runs(bench: Bench, number: int) -> list[OpenLoop]:
-    """The runs of a round, each long enough for a 99th percentile."""
+def tls(bench: Bench) -> Result:
+    """Measure over TLS, on asyncio's and aiofastnet's transports."""
+    rounds = min(bench.rounds, 3)
+    with over_tls(bench.url) as target:
+        # One process for both loops: 256 TLS connections of redis-py take seconds to open.
+        groups = [
+            Group(
+                [
+                    Job(way, target.label, target.url, target.ids, loop)
+                    for way in (*ON_ONE_SERVER, IDLE)
+                    if loop == "asyncio" or way != GLIDE
+                ],
+                bench.closed(PROXY_CALLERS) + _open(bench),
+            )
+            for loop in ("asyncio", AIOFASTNET)
+        ]
+        rows = _rows(bench.measure(groups, rounds))
+    return bench.result(
+        "tls", rows, packages=[*PACKAGES, "aiofastnet"], rounds=rounds, server=target.label
+    )
+
+
+def _jobs(target: MeasuredServer, loop: str) -> list[Job]:
+    ways = [way for way in (*ON_ONE_SERVER, IDLE) if loop != AIOFASTNET or way != GLIDE]
+    return [Job(way, target.label, target.url, target.ids, loop) for way in ways]
+
+
+def _open(bench: Bench) -> list[Run]:
+    """Open loops, each long enough for a 99th percentile."""
     return [
-        OpenLoop(bench.seconds if bench.quick else max(0.75, _ENOUGH_ARRIVALS / rate), rate, number)
+        Run(seconds=bench.seconds if bench.quick else max(0.75, _ENOUGH_ARRIVALS / rate), rate=rate)
         for rate in RATES
     ]
 
 
-def rows(samples: Samples) -> list[Row]:
-    """Rows with all figures; `net_cpu_us` is without the load generator."""
+def _rows(samples: Samples) -> list[Row]:
+    """Rows with all figures; `net_cpu_us` of an open loop is without the load generator."""
     idle = {(row["loop"], row["rate"]): some for row, some in samples if row["way"] == IDLE}
-    made = rows_of(samples, "answered", "failed")
+    made = rows_of(samples)
     for row, (_, some) in zip(made, samples, strict=True):
-        alone = idle[row["loop"], row["rate"]]
-        row["net_cpu_us"] = stat(a.cpu_us - b.cpu_us for a, b in zip(some, alone, strict=True))
-        answered = row["answered"]["median"] >= _KEEPS_UP
-        row["keeps_up"] = answered and not row["failed"]["median"]
+        if "rate" in row:
+            alone = idle[row["loop"], row["rate"]]
+            row["net_cpu_us"] = stat(a.cpu_us - b.cpu_us for a, b in zip(some, alone, strict=True))
+            answered = stat(each.answered for each in some)["median"] >= _KEEPS_UP
+            row["keeps_up"] = answered and not stat(each.failed for each in some)["median"]
     return made

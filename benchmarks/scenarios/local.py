@@ -44,7 +44,7 @@ def _timed(bench: Bench, what: str, size: int) -> list[tuple[dict[str, Any], dic
     ]
 
 
-def run_codecs(bench: Bench) -> Result:
+def codecs(bench: Bench) -> Result:
     """Measure codecs, one size of the session after another."""
     rows: list[Row] = []
     for size in bench.steps("codecs", _CODEC_SIZES[:2] if bench.quick else _CODEC_SIZES):
@@ -63,7 +63,7 @@ def run_codecs(bench: Bench) -> Result:
     )
 
 
-def run(bench: Bench) -> Result:
+def local(bench: Bench) -> Result:
     """Measure `LocalStorage` with one number of sessions after another, the largest once."""
     rounds = min(bench.rounds, 3)
     rows: list[Row] = []

@@ -1,10 +1,9 @@
 """Memory over many loads: growth would end a service."""
 
-from ..client_process import Job
-from ..loops import Repeat
+from ..client import Job, Run
 from ..measure import Bench
 from ..results import Result, Row, judge
-from ..servers import stored, targets
+from ..servers import targets
 from ..ways import OURS
 
 _CALLERS = 256
@@ -12,16 +11,16 @@ _READINGS = 100
 _GROWTH_MB = 2.0
 
 
-def run(bench: Bench) -> Result:
+def memory(bench: Bench) -> Result:
     """Load for minutes, and read the memory of the process at intervals."""
-    loads = min(bench.loads, 100_000) if bench.quick else bench.loads
-    share = max(1, loads // _READINGS)
+    loads = 100_000 if bench.quick else 10_000_000
+    share = loads // _READINGS
     rows: list[Row] = []
-    with targets(bench) as (target, *_), target.client() as direct, stored(direct) as ids:
-        job = Job(OURS, target.label, target.url, ids)
+    with targets(bench.url) as (target, *_):
+        job = Job(OURS, target.label, target.url, target.ids)
         with bench.clients([job]) as (client,):
             for number in bench.steps(f"{loads:,} loads", range(_READINGS)):
-                measured = client.measure(Repeat(share, _CALLERS))
+                measured = client.measure(Run(callers=_CALLERS, times=share))
                 rows.append({"loads": (number + 1) * share, "rss_mb": round(measured.rss_mb, 3)})
     # The first tenth fills caches, free lists and buffers.
     growth = rows[-1]["rss_mb"] - rows[_READINGS // 10]["rss_mb"]

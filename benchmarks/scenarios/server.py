@@ -6,30 +6,28 @@ from contextlib import ExitStack
 
 from tests.support.servers import binaries
 
-from ..client_process import Job
-from ..loops import Repeat
+from ..client import Job, Run
 from ..measure import Bench
 from ..results import Result, Row, stat
-from ..servers import MeasuredServer, Snapshot, embedded, label, replica, stored, targets
+from ..servers import MeasuredServer, Snapshot, embedded, measured, replica, targets
 from ..ways import ALTERNATIVES, GET, GETEX, SET_AGAIN
 
 # Without rewrites, which would shrink the file during a measurement.
 _DURABLE = ("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0")
 
 
-def run(bench: Bench) -> Result:
+def server(bench: Bench) -> Result:
     """Measure with a replica and an append-only file, except on --url."""
     loads = 1_000 if bench.quick else 10_000
     rows: list[Row] = []
-    names = [bench.server] if bench.server else list(binaries())
-    for name in [""] if bench.url else names:
+    for name in [""] if bench.url else binaries():
         with ExitStack() as stack:
             if bench.url:
-                (target,) = stack.enter_context(targets(bench))
+                (target,) = stack.enter_context(targets(bench.url))
             else:
-                server = stack.enter_context(embedded(name, *_DURABLE))
-                stack.enter_context(replica(name, server))
-                target = MeasuredServer(label(server), server.url)
+                primary = stack.enter_context(embedded(name, *_DURABLE))
+                stack.enter_context(replica(name, primary))
+                target = stack.enter_context(measured(primary.url))
             rows += _costs(bench, target, loads)
     facts: dict[str, str] = {}
     for figure in ("executing_us", "replicated_bytes", "appended_bytes"):
@@ -43,30 +41,30 @@ def run(bench: Bench) -> Result:
 
 def _costs(bench: Bench, target: MeasuredServer, loads: int) -> list[Row]:
     found: dict[str, list[dict[str, float]]] = {}
-    with target.client() as direct, stored(direct) as ids:
-        jobs = [
-            Job(name, target.label, target.url, ids)
-            for name, way in ALTERNATIVES.items()
-            if way.round_trips
-        ]
-        with bench.clients(jobs) as clients:
-            for client in clients:
-                client.measure(Repeat(len(ids), callers=32))
-            for client in bench.steps(f"what {target.label} pays", clients * bench.rounds):
-                before = Snapshot.of(direct)
-                client.measure(Repeat(loads, callers=32))
-                time.sleep(0.05)  # the log and the replica receive their bytes
-                spent = Snapshot(Snapshot.of(direct) - before)
-                figures = {
-                    "executing_us": spent.executing(),
-                    "cpu_us": spent["cpu"],
-                    "executions": sum(spent.calls().values()),
-                }
-                for name in ("replicated", "appended"):
-                    if name in before:
-                        figures[f"{name}_bytes"] = spent[name]
-                each = {name: value / loads for name, value in figures.items()}
-                found.setdefault(client.job.way, []).append(each)
+    direct, ids = target.direct, target.ids
+    jobs = [
+        Job(name, target.label, target.url, ids)
+        for name, way in ALTERNATIVES.items()
+        if way.round_trips
+    ]
+    with bench.clients(jobs) as clients:
+        for client in clients:
+            client.measure(Run(callers=32, times=len(ids)))
+        for client in bench.steps(f"what {target.label} pays", clients * bench.rounds):
+            before = Snapshot.of(direct)
+            client.measure(Run(callers=32, times=loads))
+            time.sleep(0.05)  # the log and the replica receive their bytes
+            spent = Snapshot(Snapshot.of(direct) - before)
+            figures = {
+                "executing_us": spent.executing(),
+                "cpu_us": spent["cpu"],
+                "executions": sum(spent.calls().values()),
+            }
+            for name in ("replicated", "appended"):
+                if name in before:
+                    figures[f"{name}_bytes"] = spent[name]
+            each = {name: value / loads for name, value in figures.items()}
+            found.setdefault(client.job.way, []).append(each)
     return [
         {"server": target.label, "way": way}
         | {figure: stat(each[figure] for each in rounds) for figure in rounds[0]}
