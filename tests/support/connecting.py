@@ -1,7 +1,6 @@
 """Runs the examples of docs/connecting.md that need a special kind of server.
 
-These are marked ```py and the kind of server. Tests of that kind run them; `test_readme` runs the
-examples that are marked ```python.
+These are marked ```py and the kind of server. Tests of that kind run them.
 """
 
 import re
@@ -9,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.docs.test_readme import run_as_program
+from tests.docs.snippets import run_as_program
 
 PAGE = Path(__file__).parents[2] / "docs" / "connecting.md"
 

@@ -1,4 +1,4 @@
-"""The servers for tests: ageing, starting, pausing, and ports."""
+"""The servers for tests: ageing, starting and ending."""
 
 import socket
 from contextlib import suppress
@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 import redis
 
-from tests.support.servers import Server, ServerError, binaries, free_port, refused_port, running
+from tests.support.servers import Server, ServerError, binaries, running
 
 
 def test_ageing_removes_expired_keys_only(redis_or_valkey: Server) -> None:
@@ -37,49 +37,22 @@ def test_ageing_works_for_the_longest_ttl(redis_or_valkey: Server) -> None:
         assert 0 <= ten_thousand_years - 1_000_000 - left < 60_000
 
 
-def test_server_ends_with_its_block() -> None:
-    """Even a paused server after an error; its directory is removed."""
+def test_server_restarts_on_its_port_and_ends_with_its_block() -> None:
+    """A restarted server is empty; even a paused one ends after an error."""
     with suppress(ZeroDivisionError), running(binaries()["valkey"]) as server:
+        with server.client() as client:
+            client.set("key", "value")
+            server.kill()
+            with pytest.raises(redis.ConnectionError):
+                client.get("key")
+            server.start()
+            assert client.get("key") is None
         server.pause()
         raise ZeroDivisionError
 
     assert not server.directory.exists()
     with pytest.raises(ConnectionRefusedError), socket.socket() as probe:
         probe.connect(("127.0.0.1", server.port))
-
-
-def test_server_restarts_on_its_port() -> None:
-    """It has the same port and the same socket, and is empty."""
-    with running(binaries()["valkey"]) as server:
-        port = server.port
-        with server.client() as client, redis.Redis.from_url(server.unix_url) as local:
-            client.set("key", "value")
-            assert local.get("key") == b"value"
-
-            server.kill()
-            with pytest.raises(redis.ConnectionError):
-                client.get("key")
-            server.start()
-
-            assert client.get("key") is None
-            assert local.get("key") is None
-        assert server.port == port
-
-
-def test_paused_server_resumes() -> None:
-    """It keeps connections and received commands, and answers later."""
-    with running(binaries()["valkey"]) as server, socket.socket() as connection:
-        connection.connect(("127.0.0.1", server.port))
-        server.pause()
-        connection.sendall(b"PING\r\n")
-        connection.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            connection.recv(100)
-
-        server.resume()
-
-        connection.settimeout(10)
-        assert connection.recv(100) == b"+PONG\r\n"
 
 
 def test_failed_start_tells_the_reason() -> None:
@@ -89,21 +62,3 @@ def test_failed_start_tells_the_reason() -> None:
         running(binaries()["valkey"], "--nonsense", "yes"),
     ):
         pass
-
-
-def test_free_port_can_be_bound() -> None:
-    """The port of its cluster bus can be bound, too."""
-    port = free_port()
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", port))
-        second.bind(("127.0.0.1", port + 10_000))
-
-
-def test_refused_port_refuses_connections() -> None:
-    """Nothing listens there, and no other program can take it."""
-    with (
-        refused_port() as port,
-        pytest.raises(ConnectionRefusedError),
-        socket.socket() as probe,
-    ):
-        probe.connect(("127.0.0.1", port))

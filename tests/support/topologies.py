@@ -1,4 +1,4 @@
-"""Groups of servers for tests: a cluster, a master with Sentinels, and a server with TLS.
+"""Groups of servers for tests: a cluster, and a master with Sentinels.
 
 Invariants:
 
@@ -8,39 +8,27 @@ Invariants:
 - The functions block. Where an event loop must go on running, call them in a thread.
 """
 
-import asyncio
-import contextlib
-import ssl
-import subprocess
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import redis
-import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.servers import Server, age, free_port, running
+from tests.support.servers import Server, running
 
 SLOTS = 16_384
-NODE_TIMEOUT_MS = 1_000
 SENTINEL_NAME = "sessions"
+QUIET = 30_000
+"""A node timeout, in milliseconds, that lets no node fail that only is slow."""
 
 _PATIENCE = 30.0
-_CLUSTER_OPTIONS = (
-    *("--cluster-enabled", "yes"),
-    *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
-    *("--cluster-replica-validity-factor", "0"),  # a replica may take over even with old data
-    *("--repl-diskless-sync-delay", "0"),
-)
 
 T = TypeVar("T")
 
@@ -133,10 +121,6 @@ class Cluster:
     def __init__(self, nodes: Sequence[Server]) -> None:
         self.nodes = list(nodes)
 
-    def node(self, port: int) -> Server:
-        """The node with this port."""
-        return next(node for node in self.nodes if node.port == port)
-
     def masters(self) -> list[Server]:
         """The nodes that serve slots, according to the first node that answers."""
         return list(dict.fromkeys(master for _, _, master, *_ in self.map()))
@@ -147,15 +131,16 @@ class Cluster:
 
     def owner(self, slot: int) -> Server:
         """The master of a slot, according to the first node that answers."""
-        (owner,) = (master for low, high, master, *_ in self.map() if low <= slot <= high)
-        return cast("Server", owner)
+        owner: Server = next(row[2] for row in self.map() if row[0] <= slot <= row[1])
+        return owner
 
     def map(self, asked: Server | None = None) -> list[Any]:
         """The ranges of slots: first slot, last slot, master, replicas."""
+        at = {node.port: node for node in self.nodes}
         for node in [asked] if asked else self.nodes:
             with suppress(redis.RedisError, OSError):
                 return [
-                    (low, high, *(self.node(each[1]) for each in nodes))
+                    (low, high, *(at[each[1]] for each in nodes))
                     for low, high, *nodes in ask(node, "CLUSTER", "SLOTS")
                 ]
         message = "no node answers"
@@ -188,20 +173,17 @@ class Cluster:
     def age(self, seconds: float) -> None:
         """See `servers.age`."""
         for master in self.masters():
-            with master.client() as client:
-                age(client, seconds)
+            master.age(seconds)
 
-    def reset_statistics(self) -> None:
-        """Set the command counts of all nodes to zero."""
-        for node in self.nodes:
-            with suppress(redis.ConnectionError):  # the node is down
-                ask(node, "CONFIG", "RESETSTAT")
+    def ask_all(self, *command: str | int) -> list[Any]:
+        """The replies of all nodes to one command."""
+        return [ask(node, *command) for node in self.nodes]
 
     def calls(self, command: str) -> Counter[str]:
-        """Count the calls of a command, and the refused calls, over all nodes that run."""
+        """Count the calls of a command since CONFIG RESETSTAT, and the refused calls."""
         found = Counter[str]()
         for node in self.nodes:
-            with suppress(redis.ConnectionError), asking(node) as client:
+            with asking(node) as client:
                 statistics = client.info("commandstats").get(f"cmdstat_{command}", {})
                 found["calls"] += statistics.get("calls", 0)
                 found["refusals"] += statistics.get("rejected_calls", 0)
@@ -238,23 +220,30 @@ def move_keys(keys: Sequence[str], source: Server, target: Server) -> None:
 
 
 @contextmanager
-def cluster(binary: Path, *options: str, masters: int = 3, replicas: int = 0) -> Iterator[Cluster]:
+def cluster(
+    binary: Path, *, masters: int = 3, replicas: int = 0, node_timeout: int = 1_000
+) -> Iterator[Cluster]:
     """A cluster that runs during the block, with the slots spread evenly.
 
     The start takes two seconds, because a new master serves nothing for that time.
 
     Args:
         binary: The path of the program; see `servers.binaries`.
-        options: The command line of each node, without the options of every node.
         masters: The number of masters.
         replicas: The number of replicas of each master.
+        node_timeout: The milliseconds without an answer after which a node counts as failed.
     """
+    options = {
+        "cluster-enabled": "yes",
+        "cluster-node-timeout": "1000",  # the shorter, the sooner all nodes agree
+        "cluster-replica-validity-factor": "0",  # a replica may take over even with old data
+        "repl-diskless-sync-delay": "0",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with ExitStack() as stack:
         nodes = [
-            stack.enter_context(running(binary, *_CLUSTER_OPTIONS, *options))
-            for _ in range(masters * (1 + replicas))
+            stack.enter_context(running(binary, *words)) for _ in range(masters * (1 + replicas))
         ]
-        ids = [node_id(node) for node in nodes]
         for number, node in enumerate(nodes):
             ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             if number < masters:
@@ -263,14 +252,15 @@ def cluster(binary: Path, *options: str, masters: int = 3, replicas: int = 0) ->
             for other in nodes[:number]:
                 ask(node, "CLUSTER", "MEET", "127.0.0.1", other.port)
         for number, node in enumerate(nodes[masters:]):
-            of = ids[number % masters]
-            eventually(partial(ask, node, "CLUSTER", "REPLICATE", of))
+            master = node_id(nodes[number % masters])
+            eventually(partial(ask, node, "CLUSTER", "REPLICATE", master))
         made = Cluster(nodes)
         for node in nodes[masters:]:
             eventually(partial(_is_in_sync, node))
         for node in nodes[:masters]:
             node.flush()  # some servers do not list replicas that have seen no write
         made.settle()
+        made.ask_all("CONFIG", "SET", "cluster-node-timeout", node_timeout)
         yield made
 
 
@@ -305,17 +295,14 @@ class Watched:
 
     def master(self) -> Server:
         """The master, once all Sentinels agree and the server itself says so."""
-        master = eventually(self._master, what="the agreement of the Sentinels")
-        assert master is not None
+        master: Server = eventually(self._master, what="the agreement of the Sentinels")
         return master
 
-    def _master(self) -> Server | None:
-        named = {int(self._of(each, "GET-MASTER-ADDR-BY-NAME")[1]) for each in self.sentinels}
-        if len(named) == 1:
-            (port,) = named
-            master = next(each for each in self.servers if each.port == port)
-            return master if role(master) == "master" else None
-        return None
+    def _master(self) -> Any:
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SENTINEL_NAME)
+        named = {int(ask(sentinel, *command)[1]) for sentinel in self.sentinels}
+        masters = [each for each in self.servers if {each.port} == named and role(each) == "master"]
+        return masters[0] if masters else None
 
     def settle(self) -> None:
         """Wait until the other server is a replica in sync, and every Sentinel knows it."""
@@ -342,14 +329,6 @@ class Watched:
                 return False
         return True
 
-    def fail_over(self) -> None:
-        """Start a failover to the replica, without waiting for its end."""
-        eventually(lambda: self._of(self.sentinels[0], "FAILOVER"), what="the start of a failover")
-
-    @staticmethod
-    def _of(sentinel: Server, what: str) -> Any:
-        return ask(sentinel, "SENTINEL", what, SENTINEL_NAME)
-
 
 @contextmanager
 def watched(binary: Path) -> Iterator[Watched]:
@@ -362,14 +341,10 @@ def watched(binary: Path) -> Iterator[Watched]:
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
-        master = stack.enter_context(running(binary, "--repl-diskless-sync-delay", "0"))
-        options = (
-            "--replicaof",
-            "127.0.0.1 " + str(master.port),
-            "--repl-diskless-sync-delay",
-            "0",
-        )
-        replica = stack.enter_context(running(binary, *options))
+        at_once = ("--repl-diskless-sync-delay", "0")
+        master = stack.enter_context(running(binary, *at_once))
+        of = ("--replicaof", f"127.0.0.1 {master.port}")
+        replica = stack.enter_context(running(binary, *at_once, *of))
         eventually(lambda: _is_in_sync(replica))
         sentinels: list[Server] = []
         for number in range(3):
@@ -393,116 +368,3 @@ def watched(binary: Path) -> Iterator[Watched]:
         made = Watched([master, replica], sentinels)
         made.settle()
         yield made
-
-
-@dataclass(frozen=True)
-class Secured:
-    """A server with TLS that asks for a client certificate. `secured` makes one.
-
-    Attributes:
-        server: The server.
-        port: Its TLS port at 127.0.0.1; its certificate is for this address.
-        ca: The file of the authority that signed the certificates of the server and its clients.
-        certificate: The file of a client's certificate.
-        key: The file of the key of that certificate.
-        stranger_ca: The file of another authority.
-    """
-
-    server: Server
-    port: int
-    ca: Path
-    certificate: Path
-    key: Path
-    stranger_ca: Path
-
-
-def speaks_tls(binary: Path) -> bool:
-    """Whether a server was built with TLS: its error message tells."""
-    said = subprocess.run(  # noqa: S603 - our own server
-        [binary, "--port", "0", "--tls-port", str(free_port())],
-        capture_output=True,
-        check=False,
-        timeout=_PATIENCE,
-    )
-    return b"No tls-cert-file configured" in said.stdout + said.stderr
-
-
-@contextmanager
-def secured(binary: Path) -> Iterator[Secured]:
-    """A server with TLS, or behind a TLS proxy if it was built without TLS."""
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiosessions-")))
-        authority = trustme.CA()
-        files = {name: directory / f"{name}.pem" for name in ("ca", "stranger-ca")}
-        authority.cert_pem.write_to_path(files["ca"])
-        trustme.CA().cert_pem.write_to_path(files["stranger-ca"])
-        for name, identity in (("server", "127.0.0.1"), ("client", "client@example.org")):
-            issued = authority.issue_cert(identity)
-            files[name], files[f"{name}-key"] = (
-                directory / f"{name}.pem",
-                directory / f"{name}-key.pem",
-            )
-            issued.cert_chain_pems[0].write_to_path(files[name])
-            issued.private_key_pem.write_to_path(files[f"{name}-key"])
-        port = free_port()
-        if speaks_tls(binary):
-            options = {
-                "tls-port": str(port),
-                "tls-ca-cert-file": str(files["ca"]),
-                "tls-cert-file": str(files["server"]),
-                "tls-key-file": str(files["server-key"]),
-                "tls-auth-clients": "yes",
-            }
-            words = [word for name, value in options.items() for word in (f"--{name}", value)]
-            server = stack.enter_context(running(binary, *words))
-        else:
-            server = stack.enter_context(running(binary))
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files["ca"])
-            context.load_cert_chain(files["server"], files["server-key"])
-            context.verify_mode = ssl.CERT_REQUIRED
-            stack.enter_context(_tls_proxy(context, port, server.port))
-        yield Secured(
-            server,
-            port,
-            ca=files["ca"],
-            certificate=files["client"],
-            key=files["client-key"],
-            stranger_ca=files["stranger-ca"],
-        )
-
-
-@contextmanager
-def _tls_proxy(context: ssl.SSLContext, port: int, target: int) -> Iterator[None]:
-    """A proxy in a thread that decrypts TLS and connects to another port."""
-    started = threading.Event()
-    stop: Callable[[], object] = lambda: None  # noqa: E731
-
-    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", target)
-        await asyncio.gather(pipe(reader, to_writer), pipe(to_reader, writer))
-
-    async def main() -> None:
-        nonlocal stop
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        stop = lambda: loop.call_soon_threadsafe(ended.set)  # noqa: E731
-        server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
-        started.set()
-        async with server:
-            await ended.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
-    thread.start()
-    assert started.wait(_PATIENCE)
-    try:
-        yield
-    finally:
-        stop()
-        thread.join(_PATIENCE)
