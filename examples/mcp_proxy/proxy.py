@@ -24,7 +24,7 @@ import httpx
 import msgspec
 from serve import serve
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -107,13 +107,17 @@ class Proxy:
 
     async def _forward(self, request: Request, upstream: Upstream | None) -> httpx.Response:
         """Send the request to the backend, and return its response with the body still unread."""
-        onward = self._http.build_request(
-            request.method,
-            upstream.url if upstream else self._backend,
-            headers=forwarded(request.headers.raw, upstream.session_id if upstream else None),
-            content=await request.body(),
-        )
-        return await self._http.send(onward, stream=True)
+        headers = forwarded(request.headers.raw, upstream.session_id if upstream else None)
+        url = upstream.url if upstream else self._backend
+        return await self._send(request.method, url, headers, await request.body())
+
+    async def _send(
+        self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes = b""
+    ) -> httpx.Response:
+        # `http.build_request` would add default headers, and the cookies of other clients.
+        timeout = {"timeout": self._http.timeout.as_dict()}
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=timeout)
+        return await self._http.send(request, stream=True)
 
     async def _opened(self, response: httpx.Response) -> Session[Upstream] | None:
         """Store a new session if the backend has opened one."""
@@ -125,20 +129,22 @@ class Proxy:
             return await self._sessions.create(kind="mcp", data=upstream)
         except SessionError:
             # The client cannot use the backend's session, so end it before it idles out.
-            with suppress(httpx.HTTPError):
-                await self._http.delete(upstream.url, headers=forwarded([], theirs), timeout=5)
+            with suppress(httpx.HTTPError, TimeoutError):
+                async with asyncio.timeout(5):
+                    ended = await self._send("DELETE", upstream.url, forwarded([], theirs))
+                    await ended.aclose()
             raise
 
     @asynccontextmanager
     async def _renewing(
         self, request: Request, session: Session[Upstream] | None
     ) -> AsyncIterator[anyio.CancelScope]:
-        """Renew the session while the block runs; cancel the block when the session has ended."""
+        """Renew the session while the block runs.
+
+        Cancel the block when the session has ended, or the client has disconnected.
+        """
         with anyio.CancelScope() as block:
-            if session is None:
-                yield block
-                return
-            task = asyncio.create_task(self._renew(request, session.id, block))
+            task = asyncio.create_task(self._renew(request, session, block))
             try:
                 yield block
             finally:
@@ -146,14 +152,17 @@ class Proxy:
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([task])
 
-    async def _renew(self, request: Request, id: str, block: anyio.CancelScope) -> None:
+    async def _renew(
+        self, request: Request, session: Session[Upstream] | None, block: anyio.CancelScope
+    ) -> None:
         with suppress(SessionError):  # deleted, expired, or unreadable
             while True:
                 await asyncio.sleep(self._renew_every)
                 if await request.is_disconnected():
                     break
                 with suppress(StorageUnavailable):  # an outage: try again next time
-                    await self._sessions.get(id)
+                    if session is not None:
+                        await self._sessions.get(session.id)
         block.cancel()
 
 
@@ -233,7 +242,11 @@ def create_app(proxy: Proxy) -> Starlette:
     """The proxy as an ASGI application."""
     return Starlette(
         routes=[Route("/mcp", proxy.handle, methods=["GET", "POST", "DELETE"])],
-        exception_handlers={SessionError: refuse, httpx.HTTPError: refuse},
+        exception_handlers={
+            SessionError: refuse,
+            httpx.HTTPError: refuse,
+            ClientDisconnect: lambda _request, _error: Response(status_code=400),  # nobody reads it
+        },
     )
 
 

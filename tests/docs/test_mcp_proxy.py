@@ -63,6 +63,7 @@ class Backend(httpx.AsyncByteStream):
         if self.status is None:
             raise httpx.ConnectError("refused")
         headers = {"Mcp-Session-Id": "theirs", "Date": "today", "Server": "backend"}
+        headers["Set-Cookie"] = "user=first"
         return httpx.Response(self.status, headers=headers, stream=self)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -122,6 +123,16 @@ async def opened(client: httpx.AsyncClient) -> dict[str, str]:
     response = await client.post("/mcp", json={**CALL, "method": "initialize"})
     assert response.status_code == 200
     return {"Mcp-Session-Id": response.headers["mcp-session-id"]}
+
+
+async def test_backend_gets_the_headers_of_the_client_only(client: Any, backend: Backend) -> None:
+    """The proxy adds neither defaults of httpx nor cookies that another client has got."""
+    await opened(client)
+    client.cookies.clear()
+    del client.headers["accept-encoding"]
+    await client.post("/mcp", json=CALL)
+    assert not {"cookie", "accept-encoding"} & backend.requests[-1].headers.keys()
+    assert backend.requests[-1].headers["user-agent"] == client.headers["user-agent"]
 
 
 async def test_client_and_backend_use_different_ids(

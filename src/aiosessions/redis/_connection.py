@@ -225,7 +225,8 @@ class Connection:
             channel.transport = await open_connection(connection, channel, limit)
             self.outage.address = address_of(connection)  # which Sentinel has told
         except ConnectError as error:
-            self._failed(error.with_traceback(None))
+            if self.channel is None or self._stalled:  # else the stalled channel has answered
+                self._failed(error.with_traceback(None))
             return
         if self._closed is not None or (self.channel is not None and not self._stalled):
             channel.close()  # the stalled channel has answered in between
@@ -273,7 +274,8 @@ class Connection:
     def _fails_at_once(self) -> bool:
         """Whether a new command fails at once, because the outage has lasted for too long."""
         now = self._loop.time()
-        if self._ready or self.outage.final or self.outage.lets_wait(now):
+        connected = self.channel is not None and not self._stalled
+        if connected or self.outage.final or self.outage.lets_wait(now):
             return False
         if self._task is None and self.outage.renew(now):
             return False

@@ -73,7 +73,7 @@ async def test_commands_fail_while_the_cluster_is_down(
     async with cluster_storage(nodes, timeout=LONG) as storage:
         session = await stored(storage)
 
-        for _ in range(2):  # each time anew
+        for _ in range(2):  # a second time, the same
             with unserved(nodes, session.id):
                 attempts: list[int] = []
                 for _ in range(3):
@@ -92,9 +92,7 @@ async def test_commands_fail_while_the_cluster_is_down(
             await recovered(storage, session)
 
 
-    @pytest.mark.usefixtures("short_bridge")
-
-
+@pytest.mark.usefixtures("short_bridge")
 async def test_ping_reports_each_master(nodes: Cluster) -> None:
     """A dead master is not available, and its warning says why."""
     dead, *others = nodes.nodes
