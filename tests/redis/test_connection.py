@@ -10,6 +10,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -114,6 +115,24 @@ def commands_written(channel: Channel) -> int:
     """The number of commands that were written to a socket."""
     assert isinstance(channel.transport, FakeTransport)
     return b"".join(channel.transport.written).count(b"GETEX")
+
+
+async def test_full_buffer_is_not_an_outage(channels: list[Channel]) -> None:
+    """After an outage, commands wait for room in the transport of the new connection."""
+    async with storage_at("redis://localhost") as storage:
+        load = asyncio.create_task(outcome(storage.load("absent")))
+        await until(lambda: channels and commands_written(channels[0]) == 1)
+        connection: Any = channels[0]._owner
+        connection.outage.begin(TimeoutError(), asyncio.get_running_loop().time() - LONG)
+        channels[0].pause_writing()
+
+        later = asyncio.create_task(outcome(storage.load("absent")))
+        await turns(3)
+        assert not later.done()
+        channels[0].resume_writing()
+        await until(lambda: commands_written(channels[0]) == 2)
+        channels[0].data_received(b"$-1\r\n" * 2)
+        assert [await load, await later] == [SessionNotFound] * 2
 
 
 async def test_burst_leaves_in_two_writes(channels: list[Channel]) -> None:

@@ -106,14 +106,24 @@ async def late_and_in_time(
     return late, in_time
 
 
+@pytest.mark.parametrize("end_attempt", [replace(b"+OK\r\n"), cut], ids=["made", "fails"])
 async def test_stalled_connection_may_answer(
-    proxy: FaultProxy, storage: Storage, jump: Jump
+    proxy: FaultProxy,
+    storage: Storage,
+    jump: Jump,
+    caplog: pytest.LogCaptureFixture,
+    end_attempt: Fault,
 ) -> None:
-    """If the stalled connection answers before a new one is made, it serves its callers."""
+    """If the stalled connection answers before an attempt ends, it serves its callers."""
     released, connected = asyncio.Event(), asyncio.Event()
+
+    async def attempt(exchange: Exchange) -> bytes:
+        await connected.wait()
+        return await end_attempt(exchange)
+
     order = proxy.on_reply("GETEX", hold(released))
     late, in_time = await late_and_in_time(storage, order, jump)
-    connecting = proxy.on_request("CLIENT", hold(connected))
+    connecting = proxy.on_reply("CLIENT", attempt)
     jump(0.3 * LONG)
     await connecting.hit.wait()
     assert await late is StorageUnavailable
@@ -124,6 +134,7 @@ async def test_stalled_connection_may_answer(
     await until(lambda: len(proxy.tunnels) == 1)
     assert await outcome(storage.load("absent")) is SessionNotFound
     assert storage.statistics().reconnects == 0
+    assert len(caplog.messages) == 2  # the outage began, and ended with the answer
 
 
 async def test_stalled_connection_is_replaced(

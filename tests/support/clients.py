@@ -219,15 +219,3 @@ async def busy(
             yield
         finally:
             done.set()
-
-
-async def last_error(callers: Sequence[Caller], patience: float) -> float:
-    """Return the time of the last `StorageUnavailable`, on the monotonic clock.
-
-    Wait until it is 0.8 seconds ago, more than a timeout of 0.5, or later than `patience`.
-    """
-    while True:
-        last = max((moment for caller in callers for moment in caller.unavailable), default=0.0)
-        if time.monotonic() - last > 0.8 or last > patience:
-            return last
-        await asyncio.sleep(0.02)
