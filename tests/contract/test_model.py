@@ -303,11 +303,13 @@ def check(machine: type[StorageMachine], examples: int = 60, **options: Any) -> 
     )
 
 
+@pytest.mark.slow
 def test_local_storage_does_as_the_model() -> None:
     """Each result, error and count is that of the model, sweeps included."""
     check(LocalMachine)
 
 
+@pytest.mark.slow
 def test_redis_storage_does_as_the_model(valkey: Server) -> None:
     """Each result and error on a real server is that of the model."""
 

@@ -56,6 +56,8 @@ from tests.support.topologies import (
     move_keys,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class TestRedisStorageOnACluster(FakeTime, SharedStorageContract, SelfExpiringStorageContract):
     """The contract, with redis-py's cluster client."""
@@ -105,7 +107,6 @@ async def test_load_is_one_command_to_one_node(nodes: Cluster) -> None:
     assert nodes.calls("getex") == {"calls": len(ids), "refusals": 0}
 
 
-@pytest.mark.slow
 async def test_one_connection_to_each_master(replicated: Cluster) -> None:
     """Replicas have none, not even the one that sent the map."""
     masters = replicated.masters()
@@ -126,7 +127,6 @@ async def test_one_connection_to_each_master(replicated: Cluster) -> None:
             assert found == {node: count * (node in masters) for node in replicated.nodes}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -34,6 +34,8 @@ from tests.support.secrets import said_by
 from tests.support.servers import Server, refused_port
 from tests.support.topologies import Cluster, ask, eventually, mended
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def unserved(nodes: Cluster, id: str) -> Iterator[None]:
