@@ -4,6 +4,7 @@ import re
 import textwrap
 from datetime import timedelta
 
+import anyio.pytest_plugin
 import pytest
 
 import aiosessions.testing
@@ -15,8 +16,9 @@ PLUGINS = {
     "plain": ("-pno:asyncio", "-pno:anyio"),
     "asyncio-auto": ("--asyncio-mode=auto", *_LOOP_SCOPE),
     "asyncio-strict": ("--asyncio-mode=strict", *_LOOP_SCOPE),
-    "anyio-auto": ("-pno:asyncio", "--anyio-mode=auto"),
 }
+if hasattr(anyio.pytest_plugin, "pytest_addoption"):  # not in the oldest releases
+    PLUGINS["anyio-auto"] = ("-pno:asyncio", "--anyio-mode=auto")
 # Some tests that let no time pass.
 A_FEW = "every_field or increments or malformed_id_cannot_be_looked_up or leaks"
 
