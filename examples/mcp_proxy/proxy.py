@@ -193,7 +193,7 @@ class Relay(StreamingResponse):
         status, headers = self.status_code, self.raw_headers
         await send({"type": "http.response.start", "status": status, "headers": headers})
         async with self._renewing():
-            async for chunk in self._upstream.aiter_raw():
+            async for chunk in self.body_iterator:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 
 from aiosessions import (
     Clock,
@@ -252,6 +253,13 @@ class InterceptedStorage(Storage[Any]):
         self._points += 1
         if self._intercept is not None:
             await self._intercept(number, name)
+
+
+# The points of a rotation: load, store absent, store unchanged; and store unchanged once more
+# without grace.
+every_point = pytest.mark.parametrize("point", range(9))
+every_grace = pytest.mark.parametrize("grace", [10, 0])
+LAST_POINT = {10: 5, 0: 7}
 
 
 class Replicas:

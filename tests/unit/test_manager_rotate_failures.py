@@ -19,12 +19,7 @@ from aiosessions import (
     StorageUnavailable,
 )
 from tests.support.loops import on_both
-from tests.support.storages import Intercept, Replicas, fields
-
-# load, store absent, store unchanged; and store unchanged once more without grace.
-every_point = pytest.mark.parametrize("point", range(9))
-every_grace = pytest.mark.parametrize("grace", [10, 0])
-LAST_POINT = {10: 5, 0: 7}
+from tests.support.storages import LAST_POINT, Intercept, Replicas, every_grace, every_point, fields
 
 
 class Interrupted(BaseException):

@@ -18,12 +18,7 @@ from aiosessions import (
     StorageUnavailable,
 )
 from tests.support.loops import on_both
-from tests.support.storages import Replicas
-
-# load, store absent, store unchanged; and store unchanged once more without grace.
-every_point = pytest.mark.parametrize("point", range(9))
-every_grace = pytest.mark.parametrize("grace", [10, 0])
-LAST_POINT = {10: 5, 0: 7}
+from tests.support.storages import LAST_POINT, Replicas, every_grace, every_point
 
 
 async def replicas(grace: float = 10, **options: Any) -> tuple[Replicas, Session[Any]]:

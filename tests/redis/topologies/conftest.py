@@ -8,6 +8,13 @@ from tests.support.servers import binaries
 from tests.support.topologies import QUIET, Cluster, Watched, cluster, watched
 
 
+def emptied(nodes: Cluster) -> Cluster:
+    """Wait until all nodes agree, and remove every key."""
+    nodes.settle()
+    nodes.flush()
+    return nodes
+
+
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     """Three masters."""
@@ -18,9 +25,7 @@ def shared_cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def nodes(shared_cluster: Cluster) -> Cluster:
     """The three masters, empty, after all nodes agree."""
-    shared_cluster.settle()
-    shared_cluster.flush()
-    return shared_cluster
+    return emptied(shared_cluster)
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +38,7 @@ def shared_replicated() -> Iterator[Cluster]:
 @pytest.fixture
 def replicated(shared_replicated: Cluster) -> Cluster:
     """The replicated cluster, empty, after all nodes agree."""
-    shared_replicated.settle()
-    shared_replicated.flush()
-    return shared_replicated
+    return emptied(shared_replicated)
 
 
 @pytest.fixture(scope="session")
