@@ -19,13 +19,14 @@ from .errors import (
 from .local import LocalStatistics, LocalStorage
 from .manager import SessionManager
 from .redis import RedisStatistics, RedisStorage, ServerHealth
-from .session import Session, new_session_id
-from .storage import Clock, Storage, When
+from .session import Session, SessionInfo, new_session_id, session_digest
+from .storage import Clock, IndexedStorage, Storage, When
 
 __all__ = [
     "Clock",
     "Codec",
     "CorruptSession",
+    "IndexedStorage",
     "InvalidSession",
     "InvalidSessionId",
     "JsonCodec",
@@ -39,6 +40,7 @@ __all__ = [
     "SessionConflict",
     "SessionError",
     "SessionExists",
+    "SessionInfo",
     "SessionManager",
     "SessionNotFound",
     "SessionRotated",
@@ -48,6 +50,7 @@ __all__ = [
     "StorageUnavailable",
     "When",
     "new_session_id",
+    "session_digest",
 ]
 
 # Without a handler, an application that configures no logging would get bare lines on stderr.

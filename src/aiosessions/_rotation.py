@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
+from ._lifetime import LATEST
 from .errors import (
     InvalidSession,
     SessionConflict,
@@ -40,17 +41,13 @@ from .errors import (
     StorageClosed,
     StorageUnavailable,
 )
-from .record import EXISTS, seal
+from .record import EXISTS, ROTATED_KEY, seal
 from .session import D, Session, as_utc
 from .storage import Storage, When
 
 T = TypeVar("T")
 
-ROTATED_KEY = "aiosessions.rotated"
-"""The metadata key that marks a session under an id that was rotated away; its value is random."""
-
 ROTATED = "the id was rotated away; the session continues under its new id"
-LATEST = datetime.max.replace(tzinfo=UTC)
 # The clocks of replicas differ, so a deadline that must have passed lies far in the past.
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 # The lifetime of a mark without grace. It outlives a lost reply, so the mark can be recognised.

@@ -8,6 +8,7 @@ Invariants:
 - An entry expires when it has been unused for the TTL, or at its deadline. `get` never returns an
   expired entry. It stays in memory until it is swept, removed, overwritten or evicted.
 - `_entries` is in the order of last use. As all entries have one TTL, they go idle in this order.
+- `_groups` holds the entries of each group in the order of last use, and no empty group.
 - `_deadlines` is a heap of the same entries. Each entry knows its place in the heap, so a changed
   deadline moves the entry, and a removed entry leaves nothing behind.
 - Each operation, and each step of a sweep, takes O(log n) time.
@@ -28,6 +29,7 @@ class _Entry:
     value: bytes = b""
     used_at: int = 0
     deadline: float = math.inf
+    group: str | None = None
     place: int = 0  # the index in the heap
 
 
@@ -54,6 +56,7 @@ class Table:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._deadlines = _Deadlines()
+        self._groups: dict[str, OrderedDict[str, _Entry]] = {}
         self.bytes = 0
         self.evictions = 0
 
@@ -72,10 +75,22 @@ class Table:
         Raises:
             KeyError: There is no such entry.
         """
-        self._entries[key].used_at = self._now()
+        entry = self._entries[key]
+        entry.used_at = self._now()
         self._entries.move_to_end(key)
+        if entry.group is not None:
+            self._groups[entry.group].move_to_end(key)
 
-    def put(self, key: str, value: bytes, deadline: float = math.inf) -> None:
+    def group(self, name: str) -> list[str]:
+        """Return the keys of the live entries of a group, the least recently used first."""
+        group = self._groups.get(name)
+        if group is None:
+            return []
+        return [entry.key for entry in group.values() if not self._is_expired(entry)]
+
+    def put(
+        self, key: str, value: bytes, deadline: float = math.inf, group: str | None = None
+    ) -> None:
         """Create or overwrite an entry, and start a full TTL.
 
         A full table evicts entries past their deadline first, then the least recently used. A value
@@ -85,6 +100,7 @@ class Table:
             key: The key.
             value: The value.
             deadline: The time at which the entry expires, in milliseconds since the epoch.
+            group: The name of the group that the entry belongs to, or None.
         """
         if deadline <= self._time() or len(value) > self._max_bytes:
             self.remove(key)
@@ -98,6 +114,11 @@ class Table:
         if entry.deadline != deadline:
             entry.deadline = deadline
             self._deadlines.move(entry)
+        if entry.group != group:
+            self._leave_group(entry)
+            entry.group = group
+            if group is not None:
+                self._groups.setdefault(group, OrderedDict())[key] = entry
         self.touch(key)
         while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
             self._evict()
@@ -137,6 +158,7 @@ class Table:
         """Remove every entry."""
         self._entries.clear()
         self._deadlines.clear()
+        self._groups.clear()
         self.bytes = 0
 
     def _now(self) -> int:
@@ -161,7 +183,16 @@ class Table:
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.key]
         self._deadlines.discard(entry)
+        self._leave_group(entry)
         self.bytes -= len(entry.value)
+
+    def _leave_group(self, entry: _Entry) -> None:
+        if entry.group is None:
+            return
+        group = self._groups[entry.group]
+        del group[entry.key]
+        if not group:
+            del self._groups[entry.group]
 
 
 class _Deadlines(list[_Entry]):

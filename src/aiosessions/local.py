@@ -10,6 +10,8 @@ Invariants:
 - The table holds records, as a server does. A caller never shares an object with the storage.
 """
 
+import builtins
+import logging
 import time
 from datetime import datetime, timedelta
 from typing import Generic
@@ -19,20 +21,23 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from ._table import Table
 from .codec import Codec, JsonCodec
-from .errors import SessionConflict, SessionExists, SessionNotFound, StorageClosed
-from .record import CHANGED, EXISTS, NOT_FOUND, revision_of, seal, unseal
-from .session import D, Session, check_id, epoch_milliseconds
+from .errors import CorruptSession, SessionConflict, SessionExists, SessionNotFound, StorageClosed
+from .record import CHANGED, EXISTS, NOT_FOUND, is_rotated, read, read_info, revision_of, seal
+from .session import D, Session, SessionInfo, epoch_milliseconds, session_digest
 from .storage import (
     Clock,
-    Storage,
+    IndexedStorage,
     When,
     check_codec,
     check_count,
+    check_digest,
     check_moment,
+    check_principal,
     check_when,
     milliseconds,
 )
 
+_log = logging.getLogger("aiosessions")
 # At the default size a batch takes a fraction of a millisecond; docs/benchmarks.md has the longest.
 _SWEEP_BATCH = 50
 
@@ -51,7 +56,7 @@ class LocalStatistics(msgspec.Struct, frozen=True):
     evictions: int
 
 
-class LocalStorage(Storage[D], Generic[D]):
+class LocalStorage(IndexedStorage[D], Generic[D]):
     """Sessions in the memory of one process, through the same codec as in a database.
 
     Code that works with this storage works with a remote one: callers get copies, types and sizes
@@ -110,28 +115,33 @@ class LocalStorage(Storage[D], Generic[D]):
         await self._begin()
         check_when(when)
         revision, deadline, record = seal(session, self._codec)
+        digest = session.digest
         if when is not When.ALWAYS:
-            self._check_condition(session, when)
-        self._table.put(session.id, record, deadline)
+            self._check_condition(digest, session.revision, when)
+        self._table.put(digest, record, deadline, session.principal)
         session.revision = revision
 
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`."""
         await self._begin()
-        check_id(id)
-        record = self._table.get(id)
+        digest = session_digest(id)
+        record = self._table.get(digest)
         if record is None:
             raise SessionNotFound(NOT_FOUND)
         # The table has compared the deadline already.
-        session = unseal(record, id, self._codec, now=lambda: 0)
-        self._table.touch(id)
+        try:
+            session = read(record, digest, self._codec, now=lambda: 0)
+        except CorruptSession:
+            record = None  # error trackers record the locals of this frame
+            raise
+        self._table.touch(digest)
+        session.id = id
         return session
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`."""
         await self._begin()
-        check_id(id)
-        return self._table.remove(id)
+        return self._table.remove(session_digest(id))
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         """See `Storage.delete_expired`.
@@ -147,6 +157,42 @@ class LocalStorage(Storage[D], Generic[D]):
             if removed % _SWEEP_BATCH == 0:
                 await checkpoint()
         return removed
+
+    async def list(self, principal: str) -> list[SessionInfo[D]]:
+        """See `IndexedStorage.list`."""
+        infos: list[SessionInfo[D]] = []
+        for digest in reversed(await self._sessions_of(principal)):
+            record = self._table.get(digest)
+            if record is None:  # it has expired just now
+                continue
+            try:
+                infos.append(read_info(record, digest, self._codec))
+            except CorruptSession as error:
+                _log.warning("session %s is not listed: %s", digest[:8], error)
+        return sorted(infos, key=lambda info: info.updated_at, reverse=True)
+
+    async def count(self, principal: str) -> int:
+        """See `IndexedStorage.count`."""
+        return len(await self._sessions_of(principal))
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """See `IndexedStorage.revoke`."""
+        check_digest(digest)
+        return digest in await self._sessions_of(principal, rotated=True) and self._revoke(digest)
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """See `IndexedStorage.revoke_all`."""
+        kept = None if keep is None else session_digest(keep)
+        digests = await self._sessions_of(principal, rotated=True)
+        return sum(self._revoke(digest) for digest in digests if digest != kept)
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """See `IndexedStorage.trim`."""
+        check_count(most, "most")
+        kept = session_digest(keep)
+        digests = await self._sessions_of(principal)
+        excess = [digest for digest in digests if digest != kept][: max(0, len(digests) - most)]
+        return sum(map(self._revoke, excess))
 
     async def aclose(self) -> None:
         """Remove every session. See `Storage.aclose`.
@@ -164,12 +210,32 @@ class LocalStorage(Storage[D], Generic[D]):
         if self._closed:
             raise StorageClosed("the storage is closed")
 
-    def _check_condition(self, session: Session[D], when: When) -> None:
-        record = self._table.get(session.id)
+    async def _sessions_of(self, principal: str, *, rotated: bool = False) -> builtins.list[str]:
+        """The digests of a principal's live sessions, the longest unused first.
+
+        Args:
+            principal: The owner.
+            rotated: Whether to include ids that were rotated away.
+        """
+        await self._begin()
+        check_principal(principal)
+        digests = self._table.group(principal)
+        return digests if rotated else [each for each in digests if not self._is_rotated(each)]
+
+    def _is_rotated(self, digest: str) -> bool:
+        return is_rotated(self._table.get(digest) or b"")
+
+    def _revoke(self, digest: str) -> bool:
+        """Remove a live session, and return whether it was one of its own."""
+        rotated = self._is_rotated(digest)
+        return self._table.remove(digest) and not rotated
+
+    def _check_condition(self, digest: str, revision: str, when: When) -> None:
+        record = self._table.get(digest)
         if when is When.ABSENT:
             if record is not None:
                 raise SessionExists(EXISTS)
         elif record is None:
             raise SessionNotFound(NOT_FOUND)
-        elif when is When.UNCHANGED and revision_of(record) != session.revision:
+        elif when is When.UNCHANGED and revision_of(record) != revision:
             raise SessionConflict(CHANGED)

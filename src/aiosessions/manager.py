@@ -7,8 +7,10 @@ Invariants:
 - No method returns or writes a session that is older than `max_lifetime`, even if it was stored
   without an `expires_at`. The method that finds such a session removes it.
 - After a rotation, the old id answers with the session as it was before, and accepts no writes.
+- A session never gets another principal under the same id.
 """
 
+import builtins
 import contextlib
 import copy
 import time
@@ -16,17 +18,28 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Self
 
+import anyio
 import msgspec
+from msgspec import UNSET
 
+from ._lifetime import Lifetime
+from ._principals import MOVED, Owner, check_owner, check_owner_type, check_unmoved, indexed
 from ._retry import Change, Retry, apply
-from ._rotation import LATEST, ROTATED, ROTATED_KEY, check_metadata, explain, move
+from ._rotation import ROTATED, check_metadata, explain, move
 from ._sweep import Sweeper
-from .errors import SessionConflict, SessionError, SessionNotFound, SessionRotated
-from .record import CHANGED, NOT_FOUND
-from .session import D, Session, as_utc, check_id, new_session_id
-from .storage import Clock, Storage, When, check_storage, milliseconds
+from .errors import (
+    InvalidSession,
+    SessionConflict,
+    SessionNotFound,
+    SessionRotated,
+)
+from .record import CHANGED, NOT_FOUND, ROTATED_KEY
+from .session import D, Session, SessionInfo, check_id, new_session_id
+from .storage import Clock, Storage, When, check_count, check_storage, milliseconds
 
 __all__ = ["ROTATED_KEY", "SessionManager"]
+# The longest time to take back a session that could not be returned, in seconds.
+_TIMEOUT = 5.0
 _NO_DATA: Any = None  # for each D; a codec whose data type has no None refuses it
 
 
@@ -41,10 +54,15 @@ class SessionManager(Generic[D]):
             None for no sweeps. Redis needs none, and without them `LocalStorage` is bounded.
         grace: The time for which the old id of a rotated session still answers. With 0, the old id
             is gone when `rotate` returns.
+        max_per_principal: The most sessions of one principal; None for no limit. When `create` or
+            `rotate` gives a principal one more, the longest-unused one is deleted.
         clock: The source of time.
 
     Raises:
-        ValueError, TypeError: A duration is not positive (`grace` may be 0), or has a wrong type.
+        ValueError, TypeError: A duration or a limit is not positive (`grace` may be 0), or has a
+            wrong type.
+        NotImplementedError: `max_per_principal` is given, and the storage is not an
+            `IndexedStorage`.
     """
 
     def __init__(
@@ -54,18 +72,21 @@ class SessionManager(Generic[D]):
         max_lifetime: float | timedelta | None = None,
         sweep_interval: float | timedelta | None = None,
         grace: float | timedelta = 10.0,
+        max_per_principal: int | None = None,
         clock: Clock = time,
     ) -> None:
         check_storage(storage)
         self._storage = storage
         self._clock = clock
-        self._max_lifetime = _optional(max_lifetime, "max_lifetime")
-        if self._max_lifetime and self._max_lifetime > LATEST - self._now():
-            raise ValueError("max_lifetime reaches beyond the year 9999; use None for no limit")
+        self._lifetime = Lifetime(storage, _optional(max_lifetime, "max_lifetime"), self._now)
         interval = _optional(sweep_interval, "sweep_interval")
         self._sweeper = Sweeper(storage, interval.total_seconds()) if interval else None
         none = grace in (0, timedelta(0)) and not isinstance(grace, bool)
         self._grace = timedelta(0) if none else timedelta(milliseconds=milliseconds(grace, "grace"))
+        if max_per_principal is not None:
+            check_count(max_per_principal, "max_per_principal")
+            indexed(storage)
+        self._max_per_principal = max_per_principal
         self._entered = False
 
     async def __aenter__(self) -> Self:
@@ -114,24 +135,33 @@ class SessionManager(Generic[D]):
             data=data,
             created_at=now,
             updated_at=now,
-            expires_at=None if self._max_lifetime is None else now + self._max_lifetime,
         )
+        session.expires_at = self._lifetime.end_of(session)
         await self._storage.store(session, when=When.ABSENT)
+        await self._trim(session)
         return session
 
-    async def get(self, id: str) -> Session[D]:
+    async def get(self, id: str, *, principal: Owner = UNSET) -> Session[D]:
         """Load a session and renew its TTL, in one round trip.
 
         An id that was rotated away returns the session as it was, with `ROTATED_KEY` among its
         metadata. That session cannot be saved.
 
+        Args:
+            id: The session's id.
+            principal: The caller, who must be the owner; None if the session must have no owner;
+                by default the owner is not checked.
+
         Raises:
-            SessionNotFound: The session does not exist.
+            SessionNotFound: The session does not exist, or belongs to another principal. The error
+                does not tell which.
             InvalidSessionId: The id is malformed.
             CorruptSession: The stored record cannot be read.
             StorageUnavailable: The storage cannot be reached.
         """
-        session = await self._load(id)
+        check_owner_type(principal)
+        session = await self._lifetime.load(id)
+        check_owner(session, principal)
         if ROTATED_KEY in session.metadata:
             session.revision = ""  # no stored revision is empty, so this one matches none
         return session
@@ -146,11 +176,12 @@ class SessionManager(Generic[D]):
             SessionConflict: The session was written since. Redo the change, as `mutate` does.
             SessionRotated: The id was rotated away.
             SessionNotFound: The session was deleted or has expired.
-            InvalidSession: The session cannot be stored.
+            InvalidSession: The session cannot be stored, or its principal was changed.
             StorageUnavailable: The storage cannot be reached; see `in_doubt`.
         """
         if not isinstance(session, Session):
             raise TypeError(f"session is a Session, not {type(session).__name__}")
+        await check_unmoved(self._storage, session)
         try:
             await self._store(session)
         except SessionConflict as error:
@@ -170,6 +201,7 @@ class SessionManager(Generic[D]):
         session: Session[D] | str,
         change: Change[D],
         *,
+        principal: Owner = UNSET,
         attempts: int = 100,
         timeout: float | timedelta = 10.0,
     ) -> Session[D]:
@@ -179,6 +211,7 @@ class SessionManager(Generic[D]):
             session: The session's id, or a session: only its id is used.
             change: A plain or an async function that changes the session it gets, in place. It runs
                 once for each attempt. If it raises an exception, nothing is written.
+            principal: As for `get`.
             attempts: The maximum number of attempts.
             timeout: The time after which no further attempt begins.
 
@@ -188,19 +221,24 @@ class SessionManager(Generic[D]):
         Raises:
             SessionConflict: Each attempt met another writer.
             SessionRotated: The id was rotated away.
-            SessionNotFound: The session does not exist, or was deleted during the change.
-            InvalidSession: The changed session cannot be stored, or `change` has changed its id.
+            SessionNotFound: The session does not exist, belongs to another principal, or was
+                deleted during the change.
+            InvalidSession: The changed session cannot be stored, or `change` has changed its id or
+                its principal.
             ValueError: `attempts` is not positive.
             StorageUnavailable: The storage cannot be reached. No further attempt follows, because
                 the change may have been saved.
         """
         id = _id_of(session)
         retry = Retry(attempts, timeout)
+        check_owner_type(principal)
         while True:
-            changed = await self._load_writable(id)
-            created_at = changed.created_at
+            changed = await self._load_writable(id, principal)
+            created_at, owner = changed.created_at, changed.principal
             await apply(change, changed)
             changed.created_at = created_at
+            if changed.principal != owner:
+                raise InvalidSession(MOVED)
             try:
                 await self._store(changed)
             except SessionConflict as error:
@@ -214,6 +252,7 @@ class SessionManager(Generic[D]):
         session: Session[D] | str,
         change: Change[D] | None = None,
         *,
+        principal: Owner = UNSET,
         new_id: str | None = None,
     ) -> Session[D]:
         """Move a session to a new id, because its rights change: after a sign-in, for example.
@@ -227,7 +266,9 @@ class SessionManager(Generic[D]):
 
         Args:
             session: The session, or its id.
-            change: As for `mutate`. The session that it gets has the new id already.
+            change: As for `mutate`. The session that it gets has the new id already, and may get
+                another principal.
+            principal: As for `get`: the owner under the old id.
             new_id: The id to use; by default a new one from `new_session_id`.
 
         Returns:
@@ -237,7 +278,7 @@ class SessionManager(Generic[D]):
             SessionConflict: The session was written since it was loaded; with a change, in each
                 attempt.
             SessionRotated: The id was rotated away.
-            SessionNotFound: The session was deleted or has expired.
+            SessionNotFound: The session was deleted, has expired, or belongs to another principal.
             SessionExists: There is a session with the id `new_id`.
             InvalidSession: The session cannot be stored, or is too large to be marked as rotated,
                 or `change` has changed its id.
@@ -246,9 +287,10 @@ class SessionManager(Generic[D]):
         """
         if new_id is not None:
             check_id(new_id)
+        check_owner_type(principal)
         retry = Retry()
         while True:
-            old = await self._load_writable(_id_of(session))
+            old = await self._load_writable(_id_of(session), principal)
             draft = session if isinstance(session, Session) and change is None else None
             if draft is not None and draft.revision != old.revision:
                 raise SessionConflict(CHANGED)
@@ -260,27 +302,80 @@ class SessionManager(Generic[D]):
             check_metadata(new.metadata)
             try:
                 now, drawn = self._now(), new_id is None
-                return await move(self._storage, old, new, now, self._grace, drawn=drawn)
+                moved = await move(self._storage, old, new, now, self._grace, drawn=drawn)
             except SessionConflict:
                 if draft is not None or not await retry.wait():
                     raise
+            else:
+                if moved.principal != old.principal:
+                    await self._trim(moved)
+                return moved
 
-    async def _load(self, id: str) -> Session[D]:
-        session = await self._storage.load(id)
-        end = self._end_of(session)
-        if self._outlived(session, end):
-            # With its end in the record, the storage judges it, by the one clock of all replicas.
-            bounded = msgspec.structs.replace(session, expires_at=end)
-            with contextlib.suppress(SessionError):
-                await self._storage.store(bounded, when=When.UNCHANGED)
-            session = await self._storage.load(id)
-            if session.expires_at != end:
-                raise SessionNotFound(NOT_FOUND)
-        session.expires_at = end
-        return session
+    async def list(self, principal: str) -> builtins.list[SessionInfo[D]]:
+        """Return the sessions of a principal, the latest update first. Renews nothing.
 
-    async def _load_writable(self, id: str) -> Session[D]:
-        session = await self._load(id)
+        Raises:
+            NotImplementedError: The storage is not an `IndexedStorage`; so for the other calls with
+                a principal.
+            StorageUnavailable: The storage cannot be reached.
+        """
+        infos = await indexed(self._storage).list(principal)
+        return [bounded for info in infos if (bounded := self._lifetime.bounded(info))]
+
+    async def count(self, principal: str) -> int:
+        """Return the number of a principal's sessions.
+
+        Raises:
+            StorageUnavailable: The storage cannot be reached.
+        """
+        return await indexed(self._storage).count(principal)
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """Delete one session of a principal, and return whether there was one.
+
+        Args:
+            principal: The owner.
+            digest: The digest of the session's id, from `list`.
+
+        Raises:
+            CorruptSession: The stored record cannot be read. It stays as it is.
+            StorageUnavailable: The storage cannot be reached. Revoking again is safe.
+        """
+        return await indexed(self._storage).revoke(principal, digest)
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """Delete every session of a principal, and return their number: sign out everywhere.
+
+        When it returns, each session that existed when it began is gone, and so is a new one that a
+        rotation has made of it. A session that is created meanwhile is either deleted or listed.
+
+        Args:
+            principal: The owner.
+            keep: The id of a session to keep, to sign out everywhere else.
+
+        Raises:
+            CorruptSession: A stored record cannot be read; the others are deleted.
+            InvalidSessionId: `keep` is malformed.
+            StorageUnavailable: The storage cannot be reached. Revoking again is safe.
+        """
+        return await indexed(self._storage).revoke_all(principal, keep=keep)
+
+    async def _trim(self, session: Session[D]) -> None:
+        """Enforce the limit of sessions after a principal has got this one."""
+        if self._max_per_principal is None or session.principal is None:
+            return
+        try:
+            storage = indexed(self._storage)
+            await storage.trim(session.principal, self._max_per_principal, keep=session.id)
+        except BaseException:
+            # The caller does not learn the id, so nobody could end the session.
+            with anyio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(Exception):
+                await self._storage.delete(session.id)
+            raise
+
+    async def _load_writable(self, id: str, principal: Owner) -> Session[D]:
+        session = await self._lifetime.load(id)
+        check_owner(session, principal)
         if ROTATED_KEY in session.metadata:
             raise SessionRotated(ROTATED)
         return session
@@ -289,26 +384,14 @@ class SessionManager(Generic[D]):
         """As `save`, but a rotated id is a plain `SessionConflict`."""
         if session.revision:  # else it may come from `get` under a rotated id: a conflict
             check_metadata(session.metadata)
-        end = self._end_of(session)
+        end = self._lifetime.end_of(session)
         saved = msgspec.structs.replace(session, updated_at=self._now(), expires_at=end)
         await self._storage.store(saved, when=When.UNCHANGED)
-        if self._outlived(session, end):
+        if self._lifetime.has_ended(session, end):
             raise SessionNotFound(NOT_FOUND)
         session.updated_at = saved.updated_at
         session.expires_at = saved.expires_at
         session.revision = saved.revision
-
-    def _end_of(self, session: Session[D]) -> datetime | None:
-        """Return the session's `expires_at`, but no later than `max_lifetime` allows."""
-        if self._max_lifetime is None:
-            return session.expires_at
-        created_at = as_utc(session.created_at, "created_at")
-        latest = created_at + min(self._max_lifetime, LATEST - created_at)
-        return min(as_utc(session.expires_at or latest, "expires_at"), latest)
-
-    def _outlived(self, session: Session[D], end: datetime | None) -> bool:
-        """Whether `max_lifetime` has ended the session, and its record does not say so."""
-        return end is not None and end != session.expires_at and end <= self._now()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.time(), UTC)

@@ -1,43 +1,54 @@
 """The stored form: a header that needs no parsing, then the codec's payload.
 
     offset  length  field
-    0       1       format version, "1"
-    1       16      revision: 96 random bits in URL-safe base64
+    0       1       format: "1" without a principal, "2" with one, "3" with one and rotated away
+    1       16      revision: 66 random bits, ".", 24 bits that check the principal
     17      15      deadline: `expires_at` in milliseconds since the epoch, zero-padded;
                     "999999999999999" for none
-    32      ...     the codec's payload
+    32      15      formats 2 and 3: the lease, the time until which a server's index of the
+                    principal is sure to hold the session, in milliseconds since the epoch
+    47      32      formats 2 and 3: the digest of the principal
+    32, 79  ...     the codec's payload, with the digest of the id in place of the id
 
-The header is ASCII at fixed offsets, so that a script on the server can read the revision and the
-deadline with one GETRANGE. docs/stored-form.md explains the layout and the rules for changing it;
-golden files in the tests pin it.
+The header is ASCII at fixed offsets, so that a script on the server can read it with one GETRANGE.
+docs/stored-form.md explains the layout and the rules for changing it; golden files in the tests pin
+it.
 
 Invariant: a record is either read whole or refused with `CorruptSession`. That covers bytes that
 are not a record, a newer format, and a session that is stored under the id of another session.
 """
 
 import secrets
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from .errors import CorruptSession, InvalidSession, SessionError, SessionNotFound
-from .session import D, Session, as_utc, check_id, epoch_milliseconds
+from .session import D, Session, SessionInfo, as_utc, check_id, epoch_milliseconds, session_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .codec import Codec
 
+ROTATED_KEY = "aiosessions.rotated"
+"""The metadata key that marks a session under an id that was rotated away; its value is random."""
+
 # Every storage uses the same words.
 NOT_FOUND = "there is no such session, or it has expired"
 EXISTS = "there is a session with this id"
 CHANGED = "the session was written since it was loaded"
 
-VERSION = b"1"
-HEADER_BYTES = 32
+PLAIN, OWNED, ROTATED = b"1", b"2", b"3"
+HEADER_BYTES = 79
 NO_DEADLINE = 999_999_999_999_999
+_PLAIN_HEADER_BYTES = 32
 _REVISION = slice(1, 17)
 _DEADLINE = slice(17, 32)
+_LEASE = slice(32, 47)
+_OWNER = slice(47, 79)
 _NEVER = b"%d" % NO_DEADLINE
 
 
@@ -61,6 +72,8 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     check_id(session.id)
     if not isinstance(session.revision, str):
         raise InvalidSession(f"a revision is a str, not {type(session.revision).__name__}")
+    if not isinstance(session.principal, str | None):
+        raise InvalidSession(f"a principal is a str, not {type(session.principal).__name__}")
     expires_at = session.expires_at and as_utc(session.expires_at, "expires_at")
     stored = msgspec.structs.replace(
         session,
@@ -68,6 +81,7 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
         updated_at=as_utc(session.updated_at, "updated_at"),
         expires_at=expires_at,
         revision="",  # only the header holds it
+        id=session.digest,
     )
     try:
         payload = bytes(codec.encode(stored))
@@ -76,9 +90,15 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
         # Without a chain: the text of the error may quote the payload.
         raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
-    revision = secrets.token_urlsafe(12)
+    revision = _new_revision(session.principal)
     deadline = NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
-    return revision, deadline, b"%b%b%015d%b" % (VERSION, revision.encode(), deadline, payload)
+    if session.principal is None:
+        header = b"%b%b%015d" % (PLAIN, revision.encode(), deadline)
+    else:
+        owner = principal_digest(session.principal).encode()
+        format = ROTATED if ROTATED_KEY in session.metadata else OWNED
+        header = b"%b%b%015d%b%b" % (format, revision.encode(), deadline, _NEVER, owner)
+    return revision, deadline, header + payload
 
 
 def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
@@ -94,22 +114,52 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") 
         SessionNotFound: The session is past its deadline.
         CorruptSession: The record cannot be read, or it holds another session.
     """
+    session = read(record, session_digest(id), codec, now)
+    session.id = id
+    return session
+
+
+def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
+    """As `unseal`, by the digest of the id. The session has the digest in place of its id."""
     # The most frequent header first: it needs no number.
-    if record[_DEADLINE] != _NEVER or record[:1] != VERSION:
+    if record[_DEADLINE] != _NEVER or record[:1] != PLAIN:
         deadline = deadline_of(record)
         if deadline != NO_DEADLINE and deadline <= now():
             raise SessionNotFound(NOT_FOUND)
+    start = _PLAIN_HEADER_BYTES if record[:1] == PLAIN else HEADER_BYTES
     try:
-        session = codec.decode(record[HEADER_BYTES:])
-        is_the_one = session.id == id
+        session = codec.decode(record[start:])
+        is_the_one = session.id == digest
     except SessionError:
+        record = b""  # error trackers record the locals of this frame
         raise
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
+        record = b""
         raise CorruptSession(f"the codec failed with {type(error).__name__}") from None
     if not is_the_one:
+        record, session = b"", None  # type: ignore[assignment]
         raise CorruptSession("the record under this id holds another session")
     session.revision = revision_of(record)
     return session
+
+
+def read_info(record: bytes, digest: str, codec: "Codec[D]") -> SessionInfo[D]:
+    """The entry of a live record in the list of its principal.
+
+    Raises:
+        CorruptSession: The record cannot be read, or it holds another session.
+    """
+    session = read(record, digest, codec, now=lambda: 0)
+    return SessionInfo(
+        digest=digest,
+        kind=session.kind,
+        principal=session.principal,
+        metadata=session.metadata,
+        data=session.data,
+        created_at=session.created_at,
+        updated_at=session.updated_at,
+        expires_at=session.expires_at,
+    )
 
 
 def deadline_of(record: bytes) -> int:
@@ -119,11 +169,14 @@ def deadline_of(record: bytes) -> int:
         CorruptSession: The bytes are not a record, or a record of a newer format.
     """
     deadline = record[_DEADLINE]
-    if record[:1] == VERSION and len(deadline) == 15 and deadline.isdigit():
-        return int(deadline)
-    version = record[:1]
-    if version.isdigit() and version > VERSION:
-        message = f"the stored session has format {version.decode()}; this release reads format 1"
+    format = record[:1]
+    if len(deadline) == 15 and deadline.isdigit():
+        if format == PLAIN:
+            return int(deadline)
+        if format in (OWNED, ROTATED) and len(record) >= HEADER_BYTES and record[_LEASE].isdigit():
+            return int(deadline)
+    if format.isdigit() and format > ROTATED:
+        message = f"the stored session has format {format.decode()}; this release reads 1 to 3"
     else:
         message = "the stored value is not a session record"
     raise CorruptSession(message)
@@ -132,3 +185,41 @@ def deadline_of(record: bytes) -> int:
 def revision_of(record: bytes) -> str:
     """The revision of a record with a valid header."""
     return record[_REVISION].decode("ascii", "replace")
+
+
+def lease_of(record: bytes) -> int:
+    """The lease of a record with a principal, in milliseconds since the epoch."""
+    return int(record[_LEASE])
+
+
+def owner_of(record: bytes) -> bytes:
+    """The digest of the principal of a record with a principal."""
+    return record[_OWNER]
+
+
+def is_rotated(record: bytes) -> bool:
+    """Whether a record with a principal is under an id that was rotated away."""
+    return record[:1] == ROTATED
+
+
+def principal_digest(principal: str) -> str:
+    """32 hexadecimal digits that stand for a principal in a header and in the key of its index."""
+    return sha256(b"principal:" + principal.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def is_written_for(revision: str, principal: str | None) -> bool | None:
+    """Whether `seal` made a revision for this principal; None if `seal` did not make it."""
+    if len(revision) != 16 or revision[11] != ".":
+        return None
+    return revision[12:] == _check_of(revision[:11], principal)
+
+
+def _new_revision(principal: str | None) -> str:
+    """A random revision that fits one principal, so that a changed one is seen without a load."""
+    random = secrets.token_urlsafe(8)
+    return f"{random}.{_check_of(random, principal)}"
+
+
+def _check_of(random: str, principal: str | None) -> str:
+    text = random if principal is None else f"{random}={principal}"
+    return urlsafe_b64encode(sha256(text.encode(errors="surrogatepass")).digest()[:3]).decode()

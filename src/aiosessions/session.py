@@ -3,14 +3,15 @@
 Invariants:
 
 - The id is a credential. Messages, log lines and reprs never hold the id, `principal` or the
-  payload. A repr shows a short digest of the id, which correlates two log lines and opens nothing.
+  payload. They show the first digits of the digest, which relate two log lines and open nothing.
+- A storage keeps the digest in place of the id, so nobody can read an id from a server.
 - Dates are aware and in UTC. Storing a naive date is an error, because its zone is unknown.
 """
 
-import hashlib
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Generic
 
 import msgspec
@@ -54,6 +55,7 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
         expires_at: The absolute deadline (aware, UTC), or None. No activity carries a session past
             it; it has a resolution of one millisecond, rounded down.
         revision: Opaque. Every successful write stamps a new one, in place, on the caller's object.
+        digest: The digest of the id, which is not a credential; see `session_digest`.
     """
 
     id: str
@@ -67,6 +69,11 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
     expires_at: _AwareDatetime | None = None
     revision: str = ""
 
+    @property
+    def digest(self) -> str:
+        """The digest of the id: 32 hexadecimal digits."""
+        return _digest(self.id)
+
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"Session({fields})"
@@ -74,10 +81,45 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
     # rich defines this name. The method of msgspec.Struct would print every field.
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [
-            ("id", id_digest(self.id)),
+            ("digest", self.digest[:8]),
             ("kind", self.kind),
             ("expires_at", self.expires_at),
             ("revision", self.revision),
+        ]
+
+
+class SessionInfo(msgspec.Struct, Generic[D], kw_only=True, frozen=True):
+    """A session as a list of a principal's sessions shows it: without the id and the revision.
+
+    Attributes:
+        digest: The digest of the id: 32 hexadecimal digits.
+        kind: See `Session`, as for the others.
+        principal: The owner.
+        metadata: Small string pairs.
+        data: The application's own payload.
+        created_at: The time of its creation (aware, UTC).
+        updated_at: The time of its last change (aware, UTC).
+        expires_at: The absolute deadline (aware, UTC), or None.
+    """
+
+    digest: str
+    kind: str
+    principal: str | None
+    metadata: dict[str, str]
+    data: D
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"SessionInfo({fields})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [
+            ("digest", self.digest[:8]),
+            ("kind", self.kind),
+            ("expires_at", self.expires_at),
         ]
 
 
@@ -111,9 +153,25 @@ def check_id(id: str) -> None:
     raise InvalidSessionId(message)
 
 
-def id_digest(id: str) -> str:
-    """Eight hexadecimal digits that stand for the id in logs and reprs."""
-    return f"#{hashlib.blake2b(str(id).encode(errors='replace'), digest_size=4).hexdigest()}"
+def session_digest(id: str) -> str:
+    """The digest that stands for an id on servers, in lists, logs and reprs.
+
+    It is not a credential: the id cannot be computed from it.
+
+    Returns:
+        32 hexadecimal digits: the first 128 bits of the SHA-256 of the id (FIPS 180-4).
+
+    Raises:
+        InvalidSessionId: The id is malformed.
+        TypeError: `id` is not a string.
+    """
+    check_id(id)
+    return _digest(id)
+
+
+def _digest(id: str) -> str:
+    # Of a malformed id, too, because a repr never fails.
+    return sha256(str(id).encode(errors="replace")).hexdigest()[:32]
 
 
 def as_utc(moment: datetime, what: str) -> datetime:

@@ -11,15 +11,18 @@ Invariants of every storage, which `aiosessions.testing.StorageContract` checks:
 - A write that raises leaves the caller's object unchanged.
 """
 
+import builtins
 import enum
+import re
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
-from .session import D, Session, as_utc
+from .session import D, Session, SessionInfo, as_utc
 
 # 10,000 years: long enough for "for ever", and far from overflowing the clock of a server.
 _LONGEST = 10_000 * 366 * 86_400
+_is_digest = re.compile(r"[0-9a-f]{32}", re.ASCII).fullmatch
 
 
 class When(enum.Enum):
@@ -106,6 +109,96 @@ class Storage(Protocol[D]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+@runtime_checkable
+class IndexedStorage(Storage[D], Protocol[D]):
+    """A storage that finds the sessions of a principal.
+
+    Promises, which `aiosessions.testing.IndexedStorageContract` checks:
+
+    - No live session of a principal is ever missing from its list, wherever a process ends.
+    - A session that is dead (deleted, expired, evicted) is never listed, and its trace in the index
+      is removed in time, without a scan.
+    - A load or a store costs as much as without the index.
+    - An id that was rotated away (its metadata has `aiosessions.record.ROTATED_KEY`) is neither
+      listed nor counted, but it is revoked with the others.
+
+    Every method raises `StorageClosed` after `aclose`, `TypeError` for a principal that is not a
+    string, and `StorageUnavailable` when the backend cannot answer.
+    """
+
+    async def list(self, principal: str) -> builtins.list[SessionInfo[D]]:
+        """Return the sessions of a principal, the latest update first. Renews nothing.
+
+        A record that cannot be read is left out, with a warning in the log.
+        """
+        ...
+
+    async def count(self, principal: str) -> int:
+        """Return the number of a principal's sessions."""
+        ...
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """Delete one session, and return whether the principal had it.
+
+        Args:
+            principal: The owner.
+            digest: The digest of the session's id. Any other string names no session.
+
+        Raises:
+            CorruptSession: The record cannot be read, so its owner is unknown. It stays as it is.
+        """
+        ...
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """Delete the sessions of a principal, and return their number.
+
+        When it returns, each session that existed when it began is gone, and so is a new one that a
+        rotation has made of it. A session that is created meanwhile is either deleted or listed.
+
+        Args:
+            principal: The owner.
+            keep: The id of a session to keep.
+
+        Raises:
+            CorruptSession: A record cannot be read, so its owner is unknown; the others are gone.
+            InvalidSessionId: `keep` is malformed.
+        """
+        ...
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """Delete the longest-unused sessions until `most` are left, and return their number.
+
+        Args:
+            principal: The owner.
+            most: The number of sessions to leave, at least 1.
+            keep: The id of a session to keep.
+        """
+        ...
+
+
+def check_principal(principal: str) -> None:
+    """Check that a principal is a string.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(principal, str):
+        message = f"a principal is a str, not {type(principal).__name__}"
+        raise TypeError(message)
+
+
+def check_digest(digest: str) -> bool:
+    """Whether a string is a digest.
+
+    Raises:
+        TypeError: `digest` is not a string.
+    """
+    if not isinstance(digest, str):
+        message = f"a digest is a str, not {type(digest).__name__}"
+        raise TypeError(message)
+    return _is_digest(digest) is not None
 
 
 def check_when(when: When) -> None:

@@ -36,6 +36,7 @@ from aiosessions.testing import (
     StorageFactory,
     SweptStorageContract,
 )
+from tests.support.clients import key_of
 from tests.support.servers import Server, age, refused_port
 
 
@@ -198,7 +199,7 @@ class TestClockOfTheServer:
             with anyio.fail_after(10):
                 message = await anext(expired)
 
-            assert message["data"] == f"session:{session.id}".encode()
+            assert message["data"] == key_of(session.id).encode()
             assert time.monotonic() - start > 0.09
             with pytest.raises(SessionNotFound):
                 await storage.load(session.id)

@@ -30,8 +30,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from aiosessions.session import id_digest
-
 from .history import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
 
 LATE = "the server did not answer in time"
@@ -67,9 +65,9 @@ def check(
 
     Args:
         events: The calls of all clients, in any order.
-        final: The data stored at the end, by id.
+        final: The data stored at the end, by the digest of the id.
         loses: The begin and the end of a fault that may lose writes; None if none may be lost.
-        replicated: The data that had been replicated before the fault, by id.
+        replicated: The data that had been replicated before the fault, by digest.
     """
     verdict = Verdict()
     by_id: defaultdict[str, list[Event]] = defaultdict(list)
@@ -83,7 +81,7 @@ def check(
             (verdict.doubts if event.in_doubt else verdict.errors)[cause(event.message)] += 1
         elif not event.ok and event.outcome not in _REFUSALS:
             verdict.wrong.append(f"{event.verb}: {event.outcome}")
-    verdict.wrong += [f"{id_digest(id)}: no client stored it" for id in final if id not in by_id]
+    verdict.wrong += [f"{id[:8]}: no client stored it" for id in final if id not in by_id]
     for id, history in by_id.items():
         overwritten = any(event.verb in (ALWAYS, PRESENT) for event in history)
         judge = _Register if overwritten else _Chain
@@ -119,11 +117,11 @@ class _Judge:
         self.found = {token for token in found if self._is_explained(token)}
 
     def _wrong(self, what: str) -> None:
-        self.verdict.wrong.append(f"{id_digest(self.id)}: {what}")
+        self.verdict.wrong.append(f"{self.id[:8]}: {what}")
 
     def _lost(self, event: Event, what: str) -> None:
         """Count a lost write. It is also wrong, unless it was acknowledged during the fault."""
-        self.verdict.lost.append(f"{id_digest(self.id)}: {what}")
+        self.verdict.lost.append(f"{self.id[:8]}: {what}")
         if self.loses:
             begin, end = self.loses
             if not begin - _MAX_REPLICATION_LAG <= event.end <= end:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from pathlib import Path
 from typing import Any
 
-from tests.support.clients import slot_of
+from tests.support.clients import key_of, slot_of
 from tests.support.proxy import Exchange, Fault, FaultProxy, cut, reset, truncate
 from tests.support.servers import Server, binaries, running
 from tests.support.topologies import (
@@ -276,5 +276,5 @@ def _move_slot(nodes: Cluster, id: str) -> None:
     slot, masters = slot_of(id), nodes.masters()
     target = masters[(masters.index(nodes.owner(slot)) + 1) % len(masters)]
     with nodes.moving(slot, target) as source:
-        move_keys([f"session:{id}"], source, target)
+        move_keys([key_of(id)], source, target)
         time.sleep(0.05)

@@ -11,7 +11,7 @@ CALLS: Final[dict[str, tuple[Template, tuple[bytes, ...]]]] = {
     "load": (getex(60_000), ()),
     "store": (SET, _SET_WORDS),
     "store_asking": (SET, _SET_WORDS),
-    "compare_and_set": (STORE_UNCHANGED, (b"unchanged", *_SET_WORDS, b"0", b"1")),
+    "compare_and_set": (STORE_UNCHANGED.plain, (b"unchanged", *_SET_WORDS, b"0", b"1")),
 }
 _SHARES: Final = (1.0, 1.0, 1.0, 0.3)  # parts of the timeout; a verb may send several commands
 # The steps: name, weight, arguments to choose from.

@@ -19,11 +19,11 @@ import redis
 from redis.asyncio import Redis
 
 from aiosessions import JsonCodec, Session, StorageUnavailable, When
-from tests.support.clients import LONG, Storage, storage_at, use
+from aiosessions.record import seal
+from tests.support.clients import LONG, Storage, key_of, storage_at, use
 from tests.support.proxy import until
 from tests.support.secrets import (
     DELETES,
-    HEADER,
     ID,
     PASSWORD,
     PIECES,
@@ -50,7 +50,9 @@ def secured(request: pytest.FixtureRequest) -> Iterator[Server]:
         with server.client() as client:
             # Connections of `from_url` set their name.
             reads = ["+getex", "+client|setname"]
-            writes = [*reads, "+set", "+evalsha", "+eval", "+getrange"]
+            scripts = ["+evalsha", "+eval", "+getrange", "+time"]
+            index = ["+zadd", "+zrandmember", "+pexpire", "+pttl", "+zrem"]
+            writes = [*reads, "+set", *scripts, *index]
             allowed = [*writes, "+del"]
             for name, rights in {
                 "sessions": [*allowed, "~session:*"],
@@ -86,13 +88,12 @@ def kept(
     with redis.Redis(port=server.port, password=password) as client:
         client.flushall()
         session = secretive()
-        record = HEADER + JsonCodec[Any]().encode(session)
-        session.revision = record[1:17].decode()
-        client.set(f"session:{ID}", record, px=600_000)
+        session.revision, _, record = seal(session, JsonCodec[Any]())
+        client.set(key_of(ID), record, px=600_000)
         before = contents(client)
         yield client, session
         assert contents(client) == before
-        left: Any = client.pttl(f"session:{ID}")
+        left: Any = client.pttl(key_of(ID))
         assert 500_000 < left <= 600_000
 
 

@@ -15,7 +15,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiosessions import Session, StorageUnavailable
-from tests.support.clients import Storage, storage_at, use
+from tests.support.clients import Storage, key_of, storage_at, use
 from tests.support.proxy import Exchange, FaultProxy, until
 from tests.support.secrets import locals_in, said_by
 from tests.support.servers import Server, refused_port
@@ -117,7 +117,7 @@ async def test_database_of_the_client_is_used(server: Server, observer: "redis.R
     assert observer.dbsize() == 0
     with redis.Redis.from_url(url) as third:
         names: Any = third.keys("*")
-    assert sorted(names) == [b"session:borrowed", b"session:owned"]
+    assert {name.decode() for name in names} == {key_of("borrowed"), key_of("owned")}
 
 
 async def test_connections_have_a_name(server: Server, observer: "redis.Redis") -> None:

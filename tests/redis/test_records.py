@@ -25,9 +25,10 @@ from aiosessions import (
     StorageUnavailable,
     When,
     new_session_id,
+    session_digest,
 )
 from aiosessions.testing import FakeClock
-from tests.support.clients import Storage, outcome, storage_at, stored
+from tests.support.clients import Storage, key_of, outcome, storage_at, stored
 from tests.support.proxy import Exchange, FaultProxy, cut, replace
 from tests.support.secrets import HEADER, ID, READS, SECRET, WRITES, contents, refused
 from tests.support.servers import Server
@@ -75,7 +76,7 @@ async def behind(proxy: FaultProxy, clock: FakeClock) -> AsyncIterator[Storage]:
 
 def left(observer: "redis.Redis", id: str) -> int:
     """The PTTL of the key of a session."""
-    milliseconds: Any = observer.pttl(f"session:{id}")
+    milliseconds: Any = observer.pttl(key_of(id))
     return int(milliseconds)
 
 
@@ -227,17 +228,18 @@ async def test_wrong_clock_does_not_revive_a_dead_session(
     server: Server, observer: "redis.Redis", ahead: float
 ) -> None:
     """Writes judge the deadline of a record by the clock of the server."""
+    payload = JsonCodec[Any]().encode(Session(id=DIGEST))
     async with storage_at(server.url, ttl=TTL) as storage:
         deadline = round((time.time() - 2) * 1000)
-        record = HEADER[:17] + b"%015d" % deadline + JsonCodec[Any]().encode(Session(id=ID))
-        dead = Session[Any](id=ID, revision="AbCd-_0123456789")
+        record = HEADER[:17] + b"%015d" % deadline + payload
+        dead = Session[Any](id=ID, revision="AbCd-_01234.MdOG")
         with wrong_clock(ahead):
             for when in (When.PRESENT, When.UNCHANGED):
-                observer.set(f"session:{ID}", record, px=TTL * 1000)
+                observer.set(key_of(ID), record, px=TTL * 1000)
                 with pytest.raises(SessionNotFound):
                     await storage.store(dead, when=when)
             assert await storage.delete(ID) is False
-            observer.set(f"session:{ID}", record, px=TTL * 1000)
+            observer.set(key_of(ID), record, px=TTL * 1000)
             await storage.store(dead, when=When.ABSENT)
             dead.expires_at = datetime.fromtimestamp(deadline / 1000, UTC)
             await storage.store(dead)
@@ -246,12 +248,13 @@ async def test_wrong_clock_does_not_revive_a_dead_session(
 
 # Unreadable records.
 
-OWN = f'{{"id":"{ID}","principal":"{SECRET}"}}'.encode()
+DIGEST = session_digest(ID)
+OWN = f'{{"id":"{DIGEST}","principal":"{SECRET}"}}'.encode()
 BAD_HEADER: dict[str, bytes] = {
     "empty": b"",
     "byte": b"1",
     "text": SECRET.encode() * 10,
-    "newer": b"2" + HEADER[1:] + OWN,
+    "newer": b"4" + HEADER[1:] + OWN,
     "no-version": b"x" + HEADER[1:] + OWN,
     "truncated": HEADER[:31],
     "deadline": HEADER[:17] + b"fifteen-letters" + OWN,
@@ -259,7 +262,7 @@ BAD_HEADER: dict[str, bytes] = {
 RECORDS = BAD_HEADER | {
     "no-payload": HEADER,
     "swapped": HEADER + b'{"id":"another-id"}',
-    "another-type": HEADER + f'{{"id":"{ID}","data":"{SECRET}"}}'.encode(),
+    "another-type": HEADER + f'{{"id":"{DIGEST}","data":"{SECRET}"}}'.encode(),
 }
 
 
@@ -269,9 +272,9 @@ async def spoilt(server: Server, record: bytes | None) -> AsyncIterator[Storage]
     with server.client() as client:
         client.flushall()
         if record is None:
-            client.rpush(f"session:{ID}", SECRET)
+            client.rpush(key_of(ID), SECRET)
         else:
-            client.set(f"session:{ID}", record, px=TTL * 1000)
+            client.set(key_of(ID), record, px=TTL * 1000)
     async with storage_at(server.url, ttl=TTL, codec=JsonCodec(int)) as storage:
         yield storage
 
@@ -324,7 +327,7 @@ async def test_condition_on_unreadable_value_is_corrupt(
     async with spoilt(server, record) as storage:
         with nothing_changes(server):
             for verb in (verbs if record is not None else verbs | READS).values():
-                session = Session(id=ID, data=0, revision="AbCd-_0123456789")
+                session = Session(id=ID, data=0, revision="AbCd-_01234.MdOG")
                 await refused(verb, storage, session, CorruptSession, hint)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from aiosessions import (
     StorageUnavailable,
     When,
     new_session_id,
+    session_digest,
 )
 from tests.support.servers import Server
 from tests.support.topologies import Cluster
@@ -119,9 +120,19 @@ async def cluster_storage(
         yield storage
 
 
+def key_of(id: str, prefix: str = "session:") -> str:
+    """The key of a session."""
+    return prefix + session_digest(id)
+
+
 def slot_of(id: str) -> int:
     """The slot of a session."""
-    return key_slot(f"session:{id}".encode())
+    return key_slot(key_of(id).encode())
+
+
+def ids_in(slot: int) -> Iterator[str]:
+    """New session ids in a slot."""
+    return (id for id in iter(new_session_id, "") if slot_of(id) == slot)
 
 
 def id_on(nodes: Cluster, node: Server) -> str:
@@ -177,6 +188,25 @@ class Caller:
         for when in (When.PRESENT, When.UNCHANGED):
             await self._expect(SessionNotFound, storage.store(stale, when=when))
         self.rounds += 1
+
+    async def use_principal(self) -> None:
+        """Create, list and revoke the sessions of a principal of this caller's own."""
+        storage, principal = self._storage, self._ids()
+        one, other, last = (Session[Any](id=self._ids(), principal=principal) for _ in range(3))
+        for number, session in enumerate((one, other)):
+            await self._expect(number, storage.count(principal))
+            await self._expect(None, storage.store(session, when=When.ABSENT))
+        await self._expect([other.digest, one.digest], self._listed(principal))
+        for existed in (True, False):
+            await self._expect(existed, storage.revoke(principal, one.digest))
+        await self._expect(None, storage.store(last))
+        await self._expect(1, storage.trim(principal, most=1, keep=last.id))
+        await self._expect([last.digest], self._listed(principal))
+        await self._expect(1, storage.revoke_all(principal))
+        await self._expect(0, storage.count(principal))
+
+    async def _listed(self, principal: str) -> list[str]:
+        return [info.digest for info in await self._storage.list(principal)]
 
     async def read_and_write(self, session: Session[Any]) -> None:
         """Load and overwrite a session, and create another; a lost write does not disturb that."""

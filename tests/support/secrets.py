@@ -47,7 +47,7 @@ PASSWORD = "Zq7/Xv9@Wk3:Jp5#Ym1?Tn8%Bc6 [Fd4]"
 PIECES = ("Zq7", "Xv9", "Wk3", "Jp5", "Ym1", "Tn8", "Bc6", "Fd4")
 SECRETS = (ID, SECRET, *PIECES)
 
-HEADER = b"1AbCd-_0123456789999999999999999"
+HEADER = b"1AbCd-_01234.MdOG999999999999999"
 """The header of a record without a deadline."""
 
 

@@ -23,7 +23,8 @@ LEVELS = (
     {"storage"},
     {"record", "_table"},
     {"local", "redis"},
-    {"_retry", "_rotation", "_sweep"},
+    {"_lifetime"},
+    {"_principals", "_retry", "_rotation", "_sweep"},
     {"manager"},
     {"testing"},
 )

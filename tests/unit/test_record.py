@@ -22,13 +22,14 @@ from aiosessions import (
     MsgpackCodec,
     Session,
     SessionNotFound,
+    session_digest,
 )
 from aiosessions import record as records
 from aiosessions.record import deadline_of, seal
 from tests.support.secrets import said_by
 
 GOLDEN = Path(__file__).parent / "golden"
-REVISION = "AbCd-_0123456789"
+RANDOM = "AbCd-_01234"
 # Before every deadline in golden/.
 NOW = 1_900_000_000_000
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -47,6 +48,9 @@ class Basket(msgspec.Struct):
     owner: str | None = None
 
 
+# The revision of a session without a principal, and of one with the principal of "full".
+PLAIN, OWNED = f"{RANDOM}.MdOG", f"{RANDOM}.sJ81"
+
 SESSIONS: dict[str, Session[Basket | None]] = {
     "full": Session(
         id="0123456789abcdefghijklmnopqrstuvwxyzABCDEFG",
@@ -57,21 +61,26 @@ SESSIONS: dict[str, Session[Basket | None]] = {
         created_at=datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC),
         updated_at=datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC),
         expires_at=datetime(2031, 2, 3, 4, 5, 6, 789_999, tzinfo=UTC),
-        revision=REVISION,
+        revision=OWNED,
     ),
-    "minimal": Session(id="x", created_at=CREATED, updated_at=CREATED, revision=REVISION),
+    "minimal": Session(id="x", created_at=CREATED, updated_at=CREATED, revision=PLAIN),
     "deadline": Session(
         id="~!",
         created_at=datetime(1969, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC),
         updated_at=CREATED,
         expires_at=datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
-        revision=REVISION,
+        revision=PLAIN,
     ),
 }
+SESSIONS["rotated"] = msgspec.structs.replace(
+    SESSIONS["full"], metadata={"aiosessions.rotated": "mark"}
+)
+OWNER = b"a9e25243a80f8fa11d60025b00280654"  # the digest of the principal of "full"
 HEADERS = {
-    "full": b"1AbCd-_0123456789001927857906789",
-    "minimal": b"1AbCd-_0123456789999999999999999",
-    "deadline": b"1AbCd-_0123456789253402300799999",
+    "full": b"2" + OWNED.encode() + b"001927857906789" + b"9" * 15 + OWNER,
+    "minimal": b"1" + PLAIN.encode() + b"999999999999999",
+    "deadline": b"1" + PLAIN.encode() + b"253402300799999",
+    "rotated": b"3" + OWNED.encode() + b"001927857906789" + b"9" * 15 + OWNER,
 }
 CODECS: dict[str, Codec[Any]] = {
     "json": JsonCodec[Any](Basket | None),
@@ -95,20 +104,22 @@ def test_golden_records_are_read_and_written(
 ) -> None:
     """Each release reads the records of earlier releases, and writes the same bytes.
 
-    The header has 32 bytes for every codec. Scripts on servers rely on its offsets.
+    The header is the same for every codec. Scripts on servers rely on its offsets.
     """
     expected, codec, record = SESSIONS[name], CODECS[form], golden(form, name)
 
     session = unseal(record, expected.id, codec)
-    # 96 bits
-    monkeypatch.setattr("secrets.token_urlsafe", {12: REVISION}.__getitem__)
+    # 64 bits
+    monkeypatch.setattr("secrets.token_urlsafe", {8: RANDOM}.__getitem__)
     sealed = seal(expected, codec)
 
     assert msgspec.structs.asdict(session) == msgspec.structs.asdict(expected)
     assert session.created_at.utcoffset() == timedelta(0)
-    assert record[:32] == HEADERS[name]
-    assert codec.decode(record[32:]).revision == ""  # only the header has it
-    assert sealed == (REVISION, int(HEADERS[name][17:]), record)
+    header = HEADERS[name]
+    assert record.startswith(header)
+    stored = codec.decode(record[len(header) :])
+    assert (stored.id, stored.revision) == (expected.digest, "")  # only the header has it
+    assert sealed == (expected.revision, int(header[17:32]), record)
 
 
 def test_sealing_leaves_the_session_unchanged() -> None:
@@ -186,22 +197,22 @@ def test_damaged_record_is_corrupt(form: str, name: str) -> None:
         with pytest.raises(CorruptSession, match=f"^{message}") as caught:
             unseal(damaged, id, codec)
         said = said_by(caught.value)
-        assert REVISION not in said
+        assert RANDOM not in said
         assert "streamable" not in said
         assert len(own) < 3 or own not in said
 
 
 HEADER = HEADERS["minimal"]
-PAYLOAD = b'{"id":"x"}'
+PAYLOAD = b'{"id":"%b"}' % session_digest("x").encode()
 
 
 @pytest.mark.parametrize(
     "record",
-    [b"2", b"2short", b"2" + b"\xff" * 100, b"2" + HEADER[1:] + PAYLOAD, b"9" + HEADER[1:]],
+    [b"4", b"4short", b"4" + b"\xff" * 100, b"4" + HEADER[1:] + PAYLOAD, b"9" + HEADER[1:]],
 )
 def test_record_of_newer_format_is_corrupt(record: bytes) -> None:
     """The first byte identifies the format, because a newer one may have another header."""
-    with pytest.raises(CorruptSession, match=rf"format {record[:1].decode()}.* reads format 1"):
+    with pytest.raises(CorruptSession, match=rf"format {record[:1].decode()}.* reads 1 to 3"):
         unseal(record, "x", JSON)
 
 
@@ -217,6 +228,7 @@ GARBAGE = {
     "no-payload": HEADER,
     "other-payload": HEADER + b"\xff\xfe",
     "no-id": HEADER + b"{}",
+    "no-lease": b"2" + HEADER[1:] + PAYLOAD + b" " * 99,
     "two-records": (HEADER + PAYLOAD) * 2,
 }
 

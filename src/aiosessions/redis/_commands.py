@@ -103,29 +103,38 @@ class Command:
 
 
 class Script(Template):
-    """A Lua script that runs atomically on the server, on one key.
+    """A Lua script that runs atomically on the server.
 
     Args:
         source: The source of the script.
         arguments: The number of its arguments.
+        keys: The number of its keys; more than one need one server.
+        replies: As for `Template`.
         retryable: As for `Template`.
         writes: As for `Template`.
     """
 
     def __init__(
-        self, source: str, arguments: int, *, retryable: bool = False, writes: bool = True
+        self,
+        source: str,
+        arguments: int,
+        *,
+        keys: int = 1,
+        replies: tuple[type, ...] = (int,),
+        retryable: bool = False,
+        writes: bool = True,
     ) -> None:
         text = source.encode()
         # The server's script cache identifies a script by this digest; its strength is irrelevant.
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
-        slots = [None] * (1 + arguments)
+        slots = [None] * (keys + arguments)
         super().__init__(
-            *(b"EVALSHA", digest, b"1", *slots),
-            replies=(int,),
+            *(b"EVALSHA", digest, b"%d" % keys, *slots),
+            replies=replies,
             retryable=retryable,
             writes=writes,
         )
-        self._with_source = _pack(b"EVAL", text, b"1", *slots)
+        self._with_source = _pack(b"EVAL", text, b"%d" % keys, *slots)
 
     def fill(self, deadline: float, key: bytes = b"", *words: bytes) -> Command:
         """See `Template.fill`."""

@@ -102,6 +102,18 @@ class Router:
         in_doubt = attempt.in_doubt and attempt.template.writes
         raise translate(reply, connection.outage.address, in_doubt=in_doubt)
 
+    async def call_all(self, commands: list[Command]) -> list[Any]:
+        """Send commands at once, and return their replies in order. See `call`.
+
+        An error of one command cancels the others.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.call(command)) for command in commands]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
     async def call_each(self, template: Template, deadline: float) -> dict[str, tuple[Any, float]]:
         """Send a command without a key to every server that has sessions.
 

@@ -1,14 +1,19 @@
 """The conditional writes, as Lua scripts that run atomically on the server.
 
-The scripts use Lua 5.1, one key, and GETRANGE, GETEX, SET, DEL and TIME. They run on Redis 6.2 and
-later and on every Valkey, standalone and in a cluster. A native compare-and-set would not do: `SET
-... IFEQ` compares the whole value instead of the revision, and only the newest servers have it.
+The scripts use Lua 5.1. They run on Redis 6.2 and later and on every Valkey. A native
+compare-and-set would not do: `SET ... IFEQ` compares the whole value instead of the revision, and
+only the newest servers have it.
+
+In a cluster each script has one key. On one server, the script that writes a session of a principal
+also writes the index of the principal, and looks at sessions that the index names. Their keys
+cannot be known before, so they are not among the KEYS of the script, as a cluster would need them.
 
 The scripts judge deadlines by the clock of the server, so that a replica of the service with a
 wrong clock neither overwrites nor denies a live session. Each script takes an offset in
 microseconds to add to that clock: 0, unless the storage got a clock.
 
-Status codes: 1 written, deleted or alive; 0 absent; -1 exists; -2 changed; -3 unreadable.
+Status codes: 1 written, deleted or alive; 0 absent; -1 exists; -2 changed; -3 unreadable; 2 not
+written, because the index has to be written first.
 """
 
 from typing import Any, Final
@@ -32,8 +37,9 @@ ABSENT: Final = 0
 EXISTS: Final = -1
 CHANGED: Final = -2
 UNREADABLE: Final = -3
+NOT_INDEXED: Final = 2
 
-_PRELUDE = f"""
+PRELUDE: Final = f"""
 local none = '{NO_DEADLINE}'
 
 -- Milliseconds since the epoch.
@@ -41,29 +47,96 @@ local function now(offset)
   local time = redis.call('TIME')
   return (time[1] * 1000000 + time[2] + offset) / 1000
 end
+
+-- Whether the first 79 bytes of a value are the header of a record, at least.
+local function is_record(head)
+  local format = string.sub(head, 1, 1)
+  return #head >= 32 and not string.find(string.sub(head, 18, 32), '%D')
+    and (format == '1' or (format == '2' or format == '3') and #head == 79)
+end
+
+local function is_dead(head, time)
+  local deadline = string.sub(head, 18, 32)
+  return deadline ~= none and tonumber(deadline) <= time
+end
+
+-- The digest of the principal; empty if there is none.
+local function owner_of(head)
+  return string.sub(head, 1, 1) == '1' and '' or string.sub(head, 48, 79)
+end
 """
 
-_STORE = (
-    _PRELUDE
+# A lease lasts for three TTLs, and is extended once less than two are left.
+INDEX_PRELUDE: Final = (
+    PRELUDE
     + """
--- KEYS: the session's key. ARGV: "absent", "present" or "unchanged"; the record; its TTL in
--- milliseconds; the clock offset; the format version and the expected revision.
-local head = redis.call('GETRANGE', KEYS[1], 0, 31)
+-- Remove the entries of dead sessions.
+local function tidy(index, digests, prefix, owner)
+  for _, digest in ipairs(digests) do
+    local head = redis.pcall('GETRANGE', prefix .. digest, 0, 78)
+    if type(head) ~= 'string' or head == '' or is_record(head) and owner_of(head) ~= owner then
+      redis.call('ZREM', index, digest)
+    end
+  end
+end
+
+-- Add or confirm an entry, and return its lease.
+local function enter(index, digest, time, lifetime)
+  redis.call('ZADD', index, time, digest)
+  if redis.call('PTTL', index) < lifetime then
+    redis.call('PEXPIRE', index, string.format('%.0f', lifetime))
+  end
+  return string.format('%015.0f', math.floor(time + lifetime))
+end
+"""
+)
+
+_STORE = (
+    INDEX_PRELUDE
+    + """
+-- KEYS: the session's key; for a session of a principal on one server, the key of the index.
+-- ARGV: the condition; the record; its TTL in milliseconds; the clock offset; the revision to
+-- replace; for a session of a principal in a cluster, its lease, or empty.
+local record, ttl, time = ARGV[2], tonumber(ARGV[3]), now(ARGV[4])
+local head = ''
+if ARGV[1] ~= 'always' then
+  head = redis.call('GETRANGE', KEYS[1], 0, 78)
+end
 
 local function write(...)
-  local deadline = string.sub(ARGV[2], 18, 32)
-  local ttl = ARGV[3]
+  local deadline, px = string.sub(record, 18, 32), ARGV[3]
   if deadline ~= none then
-    local left = tonumber(deadline) - now(ARGV[4])
+    local left = tonumber(deadline) - time
     if left <= 0 then
       -- Only a delete is a delete: a key with a TTL of 1 ms could still be renewed.
       redis.call('DEL', KEYS[1])
       return 1
-    elseif left < tonumber(ttl) then
-      ttl = string.format('%.0f', math.ceil(left))
+    elseif left < ttl then
+      px = string.format('%.0f', math.ceil(left))
     end
   end
-  if redis.call('SET', KEYS[1], ARGV[2], 'PX', ttl, ...) then
+  local owner, lease = owner_of(record), ARGV[6]
+  if owner ~= '' then
+    if not lease or lease == '' then
+      lease = nil
+      if is_record(head) and owner_of(head) == owner then
+        lease = string.sub(head, 33, 47)
+        if tonumber(lease) - time < 2 * ttl then
+          lease = nil
+        end
+      end
+    end
+    if not lease and KEYS[2] then
+      -- The entry first, so that no error leaves a session without one.
+      local sample = redis.call('ZRANDMEMBER', KEYS[2], 4)
+      tidy(KEYS[2], sample, string.sub(KEYS[1], 1, -33), owner)
+      lease = enter(KEYS[2], string.sub(KEYS[1], -32), time, 3 * ttl)
+    elseif not lease then
+      return 2
+    end
+    record = string.sub(record, 1, 32) .. lease .. string.sub(record, 48)
+  end
+  if redis.call('SET', KEYS[1], record, 'PX', px, ...) then
     return 1
   end
   return 0
@@ -79,50 +152,70 @@ local function refuse(status)
   return status
 end
 
+if ARGV[1] == 'always' then
+  return write()
+end
 if head == '' then
   -- An empty value has an empty head, too, which NX tells apart.
-  if ARGV[1] == 'absent' and write('NX') == 1 then
-    return 1
+  if ARGV[1] == 'absent' then
+    local status = write('NX')
+    if status ~= 0 then
+      return status
+    end
   end
   return refuse(0)
 end
-if #head < 32 or string.sub(head, 1, 1) ~= '1' or string.find(head, '%D', 18) then
+if not is_record(head) then
   return refuse(-3)
 end
 -- The write was sent again because its reply was lost, and it is in place already.
-if string.sub(head, 2, 17) == string.sub(ARGV[2], 2, 17) then
+if string.sub(head, 2, 17) == string.sub(record, 2, 17) then
   return 1
 end
-local deadline = string.sub(head, 18, 32)
-local found = deadline == none or tonumber(deadline) > now(ARGV[4])
+local dead = is_dead(head, time)
 if ARGV[1] == 'absent' then
-  if found then
+  if not dead then
     return refuse(-1)
   end
-elseif not found then
+elseif dead then
   return refuse(0)
-elseif ARGV[1] == 'unchanged' and string.sub(head, 1, 17) ~= ARGV[5] then
+elseif ARGV[1] == 'unchanged' and string.sub(head, 2, 17) ~= ARGV[5] then
   return refuse(-2)
 end
 return write()
 """
 )
 
+
+class StoreScript:
+    """The script of conditional writes, for sessions with and without a principal.
+
+    Args:
+        retryable: As for `Template`.
+
+    Attributes:
+        plain: For a session without a principal.
+        owned: For a session of a principal on one server.
+        leased: For a session of a principal in a cluster.
+    """
+
+    def __init__(self, *, retryable: bool) -> None:
+        self.plain = Script(_STORE, 5, retryable=retryable)
+        self.owned = Script(_STORE, 5, keys=2, retryable=retryable)
+        self.leased = Script(_STORE, 6, retryable=retryable)
+
+
 # Only a compare-and-set can be sent twice: it cannot succeed a second time.
-STORE: Final = Script(_STORE, 5)
-STORE_UNCHANGED: Final = Script(_STORE, 5, retryable=True)
+STORE: Final = StoreScript(retryable=False)
+STORE_UNCHANGED: Final = StoreScript(retryable=True)
 
 DELETE: Final = Script(
-    _PRELUDE
+    PRELUDE
     + """
 -- KEYS: the session's key. ARGV: the clock offset.
 -- pcall: a value that is not a string cannot be read, but it can be deleted.
-local head = redis.pcall('GETRANGE', KEYS[1], 0, 31)
-local dead = false
-if type(head) == 'string' and string.find(head, '^1................%d+$') and #head == 32 then
-  local deadline = string.sub(head, 18, 32)
-  dead = deadline ~= none and tonumber(deadline) <= now(ARGV[1])
-end
+local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
+local dead = type(head) == 'string' and is_record(head) and is_dead(head, now(ARGV[1]))
 if redis.call('DEL', KEYS[1]) == 0 or dead then
   return 0
 end
@@ -132,16 +225,16 @@ return 1
 )
 
 BURY: Final = Script(
-    _PRELUDE
+    PRELUDE
     + """
 -- Remove a record past its deadline, which a load has just renewed.
--- KEYS: the session's key. ARGV: the header of the record; the clock offset.
+-- KEYS: the session's key. ARGV: the first 32 bytes of the record; the clock offset.
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
 if head == '' then
   return 0
 elseif head ~= ARGV[1] then
   return -2
-elseif tonumber(string.sub(head, 18, 32)) > now(ARGV[2]) then
+elseif not is_dead(head, now(ARGV[2])) then
   return 1
 end
 redis.call('DEL', KEYS[1])
@@ -152,11 +245,7 @@ return 0
     writes=False,  # it removes only records that are gone for every caller
 )
 
-CONDITIONS: Final = {
-    When.ABSENT: b"absent",
-    When.PRESENT: b"present",
-    When.UNCHANGED: b"unchanged",
-}
+CONDITIONS: Final = {when: when.value.encode() for when in When}
 _REFUSALS: Final[dict[int, tuple[type[SessionError], str]]] = {
     ABSENT: (SessionNotFound, NOT_FOUND),
     EXISTS: (SessionExists, EXISTS_TEXT),

@@ -3,15 +3,11 @@
 Invariants:
 
 - A load is one GETEX: it reads the record and renews its TTL in one round trip. A record that turns
-  out to be dead is removed by a second command; one that is unreadable is not renewed again.
-- No write is applied twice. After a lost connection, a compare-and-set is sent again, because it
-  cannot succeed twice. Any other write is not: the storage looks for its revision on the server,
-  which is there if only the reply was lost.
-- If the revision is not there, because another client may have written or deleted the session
-  since, the error says that the write is in doubt.
+  out to be dead is removed by a second command; one that is unreadable is not renewed again. At
+  most once per TTL, the load of a principal's session also extends its lease (_index.py).
+- No command holds a session id: the server sees its digest.
 """
 
-import asyncio
 import time
 import warnings
 from collections import OrderedDict
@@ -21,31 +17,35 @@ from typing import Final, Generic, cast
 from redis.asyncio import Redis, RedisCluster
 
 from ..codec import Codec, JsonCodec
-from ..errors import CorruptSession, SessionError, SessionNotFound, StorageUnavailable
-from ..record import HEADER_BYTES, NOT_FOUND, VERSION, seal, unseal
-from ..session import D, E, Session, check_id
+from ..errors import CorruptSession, SessionError, SessionNotFound
+from ..record import NOT_FOUND, PLAIN, read, seal
+from ..session import D, E, Session, SessionInfo, session_digest
 from ..storage import (
     Clock,
-    Storage,
+    IndexedStorage,
     When,
     check_codec,
     check_count,
+    check_digest,
     check_moment,
+    check_principal,
     check_when,
     milliseconds,
-    whole_milliseconds,
 )
 from . import _commands as commands
 from . import _scripts as scripts
 from ._cluster import ClusterRouter
 from ._driver import client_from_url
+from ._index import Index
 from ._routing import Router
+from ._time import ServerTime
+from ._writing import Writer
 from .health import RedisStatistics, ServerHealth, health
 
 _MAX_UNREADABLE: Final = 1024
 
 
-class RedisStorage(Storage[D], Generic[D]):
+class RedisStorage(IndexedStorage[D], Generic[D]):
     """Sessions in Redis (6.2 or later) or Valkey, shared by all replicas that connect to it.
 
     Borrows any `redis.asyncio` client and leaves it open; `from_url` makes a storage that owns its
@@ -55,7 +55,7 @@ class RedisStorage(Storage[D], Generic[D]):
         client: `Redis` or `RedisCluster`. Its settings are read, its connections are not used.
         ttl: The time that a session lives without being loaded or stored: seconds or a timedelta,
             with a resolution of one millisecond.
-        key_prefix: The part of the key before the id. It ends with ":".
+        key_prefix: The part of the key before the digest of the id. It ends with ":".
         codec: Encodes sessions.
         timeout: The longest time that any verb may take: seconds or a timedelta.
         connections: How many connections to share per server. More than one keeps small loads fast
@@ -91,11 +91,21 @@ class RedisStorage(Storage[D], Generic[D]):
         self._getex = commands.getex(self._ttl)
         self._key_prefix = key_prefix.encode()
         self._codec = codec
-        self._clock = clock
+        self._time = ServerTime(clock)
         self._client, self._owns_client = client, False
         # Keys of records that could not be read: asking for them again must not renew them.
         self._unreadable: OrderedDict[bytes, None] = OrderedDict()
-        self._router = _router(client, milliseconds(timeout, "timeout") / 1000, connections)
+        wait = milliseconds(timeout, "timeout")
+        self._router = _router(client, wait / 1000, connections)
+        self._index = Index(
+            self._router,
+            key_prefix=self._key_prefix,
+            ttl=self._ttl,
+            codec=codec,
+            time=self._time,
+            window=2 * wait if isinstance(client, RedisCluster) else 0,
+        )
+        self._writer = Writer(self._router, self._index, ttl=self._ttl, time=self._time)
 
     @classmethod
     def from_url(
@@ -116,7 +126,7 @@ class RedisStorage(Storage[D], Generic[D]):
                 `valkeys://` for TLS; or `unix://[user:password@]/path[?db=n]`. A query may hold
                 options of redis-py's connections.
             ttl: See the class, as for the others.
-            key_prefix: The part of the key before the id.
+            key_prefix: The part of the key before the digest of the id.
             codec: Encodes sessions.
             timeout: The longest time that any verb may take.
             connections: How many connections to share.
@@ -166,27 +176,9 @@ class RedisStorage(Storage[D], Generic[D]):
         """See `Storage.store`."""
         deadline = self._router.deadline()
         check_when(when)
-        revision, expires_at, record = seal(session, self._codec)
-        key = self._key_prefix + session.id.encode()
-        if when is When.ALWAYS:
-            command = self._set(deadline, key, record, expires_at)
-        else:
-            script = scripts.STORE_UNCHANGED if when is When.UNCHANGED else scripts.STORE
-            expected = VERSION + session.revision.encode("ascii", "replace")
-            words = (scripts.CONDITIONS[when], record, b"%d" % self._ttl, self._offset(), expected)
-            command = script.fill(deadline, key, *words)
-        try:
-            reply = await self._router.call(command)
-        except StorageUnavailable as error:
-            if not error.in_doubt or not await self._is_in_place(key, revision, deadline):
-                raise
-        else:
-            # The write may have been applied before, and overwritten or deleted since.
-            if reply not in (b"OK", scripts.DONE):
-                if command.in_doubt:
-                    text = "a reply was lost; the write may have been applied"
-                    raise StorageUnavailable(text, in_doubt=True)
-                raise scripts.refusal(reply)
+        revision, _, record = seal(session, self._codec)
+        key = self._key_prefix + session.digest.encode()
+        await self._writer.write(deadline, key, record, session.revision, when)
         session.revision = revision
         if self._unreadable:
             self._unreadable.pop(key, None)
@@ -194,29 +186,31 @@ class RedisStorage(Storage[D], Generic[D]):
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`."""
         deadline = self._router.deadline()
-        check_id(id)
-        key = self._key_prefix + id.encode()
+        digest = session_digest(id)
+        key = self._key_prefix + digest.encode()
         if self._unreadable and key in self._unreadable:
-            await self._peek(deadline, key, id)
+            await self._peek(deadline, key, digest)
         while True:
             record = await self._router.call(self._getex.fill(deadline, key))
             if record is None:
                 raise SessionNotFound(NOT_FOUND)
             try:
-                return unseal(record, id, self._codec, self._now)
+                session = read(record, digest, self._codec, self._time.now)
             except SessionNotFound:
-                status = await self._bury(deadline, key, record)
+                if not await self._bury(deadline, key, record):
+                    continue
+                session = read(record, digest, self._codec, now=lambda: 0)
             except CorruptSession:
+                record = None  # error trackers record the locals of this frame
                 self._unreadable[key] = None
                 if len(self._unreadable) > _MAX_UNREADABLE:
                     self._unreadable.popitem(last=False)
                 raise
-            if status == scripts.DONE:  # alive, by the server's clock
-                return unseal(record, id, self._codec, now=lambda: 0)
-            if status == scripts.ABSENT:
-                raise SessionNotFound(NOT_FOUND)
-            if status != scripts.CHANGED:
-                raise scripts.unfit(in_doubt=False)
+            break
+        if record[:1] != PLAIN:
+            await self._index.renew(deadline, key, record)
+        session.id = id
+        return session
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`.
@@ -225,9 +219,8 @@ class RedisStorage(Storage[D], Generic[D]):
             StorageUnavailable: Also when the reply was lost. Deleting again is safe.
         """
         deadline = self._router.deadline()
-        check_id(id)
-        key = self._key_prefix + id.encode()
-        reply = await self._router.call(scripts.DELETE.fill(deadline, key, self._offset()))
+        key = self._key_prefix + session_digest(id).encode()
+        reply = await self._router.call(scripts.DELETE.fill(deadline, key, self._time.offset()))
         if reply not in (scripts.ABSENT, scripts.DONE):
             raise scripts.unfit(in_doubt=True)
         self._unreadable.pop(key, None)
@@ -239,6 +232,46 @@ class RedisStorage(Storage[D], Generic[D]):
         if before is not None:
             check_moment(before, "before")
         return 0
+
+    async def list(self, principal: str) -> list[SessionInfo[D]]:
+        """See `IndexedStorage.list`."""
+        deadline = self._router.deadline()
+        check_principal(principal)
+        return await self._index.infos(deadline, principal)
+
+    async def count(self, principal: str) -> int:
+        """See `IndexedStorage.count`."""
+        deadline = self._router.deadline()
+        check_principal(principal)
+        return await self._index.count(deadline, principal)
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """See `IndexedStorage.revoke`.
+
+        Raises:
+            StorageUnavailable: Also when the reply was lost. Revoking again is safe.
+        """
+        deadline = self._router.deadline()
+        check_principal(principal)
+        return check_digest(digest) and await self._index.revoke(deadline, principal, digest)
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """See `IndexedStorage.revoke_all`.
+
+        Raises:
+            StorageUnavailable: Also when a reply was lost. Revoking again is safe.
+        """
+        deadline = self._router.deadline()
+        check_principal(principal)
+        kept = b"" if keep is None else session_digest(keep).encode()
+        return await self._index.revoke_all(deadline, principal, kept)
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """See `IndexedStorage.trim`."""
+        deadline = self._router.deadline()
+        check_principal(principal)
+        check_count(most, "most")
+        return await self._index.trim(deadline, principal, most, session_digest(keep).encode())
 
     async def ping(self) -> tuple[ServerHealth, ...]:
         """Ask every server that has sessions for its health: a readiness check.
@@ -268,32 +301,24 @@ class RedisStorage(Storage[D], Generic[D]):
         if await self._router.aclose() and self._owns_client:
             await self._client.aclose()
 
-    def _set(self, deadline: float, key: bytes, record: bytes, expires_at: int) -> commands.Command:
-        """A write without a condition; the key ends with the TTL or at the session's deadline."""
-        if expires_at - self._now() > self._ttl:
-            return commands.SET.fill(deadline, key, record, b"%d" % self._ttl)
-        # In the server's time: a wrong clock here must not end a live session. The past removes it.
-        moment = max(1, (expires_at * 1000 - int(self._offset())) // 1000)
-        return commands.SET_UNTIL.fill(deadline, key, record, b"%d" % moment)
+    async def _bury(self, deadline: float, key: bytes, record: bytes) -> bool:
+        """Remove a record that seems to be past its deadline, and that GETEX has renewed.
 
-    async def _is_in_place(self, key: bytes, revision: str, deadline: float) -> bool:
-        """Whether a write without a reply has been applied, as far as its revision tells."""
-        if asyncio.get_running_loop().time() >= deadline:
-            return False
-        try:
-            found = await self._router.call(commands.REVISION.fill(deadline, key))
-        except SessionError:
-            return False
-        return bool(found == revision.encode())
+        Returns:
+            True if the record is alive by the clock of the server; False if there is another one.
 
-    async def _bury(self, deadline: float, key: bytes, record: bytes) -> int:
-        """Remove a record past its deadline, which GETEX has renewed; return a script's status."""
-        header = record[:HEADER_BYTES]
-        return int(
-            await self._router.call(scripts.BURY.fill(deadline, key, header, self._offset()))
-        )
+        Raises:
+            SessionNotFound: The record is gone.
+        """
+        words = record[:32], self._time.offset()
+        status = await self._router.call(scripts.BURY.fill(deadline, key, *words))
+        if status == scripts.ABSENT:
+            raise SessionNotFound(NOT_FOUND)
+        if status not in (scripts.DONE, scripts.CHANGED):
+            raise scripts.unfit(in_doubt=False)
+        return bool(status == scripts.DONE)
 
-    async def _peek(self, deadline: float, key: bytes, id: str) -> None:
+    async def _peek(self, deadline: float, key: bytes, digest: str) -> None:
         """Read a record that was unreadable, without renewing it.
 
         Raises:
@@ -302,19 +327,10 @@ class RedisStorage(Storage[D], Generic[D]):
         """
         record = await self._router.call(commands.PEEK.fill(deadline, key))
         if record is not None:
-            unseal(record, id, self._codec, now=lambda: 0)
+            read(record, digest, self._codec, now=lambda: 0)
         self._unreadable.pop(key, None)
         if record is None:
             raise SessionNotFound(NOT_FOUND)
-
-    def _now(self) -> int:
-        return whole_milliseconds(self._clock.time())
-
-    def _offset(self) -> bytes:
-        """Microseconds by which the clock of a test is ahead of the system's; 0 otherwise."""
-        if self._clock is time:
-            return b"0"
-        return b"%d" % round((self._clock.time() - time.time()) * 1_000_000)
 
 
 def _router(client: "Redis | RedisCluster", timeout: float, connections: int) -> Router:

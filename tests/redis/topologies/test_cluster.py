@@ -4,7 +4,6 @@ test_cluster_outages.py covers nodes that fail, test_failover.py replicas that t
 """
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -38,6 +37,8 @@ from tests.support.clients import (
     cluster_client,
     cluster_storage,
     id_on,
+    ids_in,
+    key_of,
     many,
     slot_of,
     stored,
@@ -97,7 +98,7 @@ async def test_load_is_one_command_to_one_node(nodes: Cluster) -> None:
     async with cluster_storage(nodes) as storage:
         for id in ids:
             await storage.store(Session(id=id))
-            assert ask(nodes.owner(slot_of(id)), "EXISTS", f"session:{id}") == 1
+            assert ask(nodes.owner(slot_of(id)), "EXISTS", key_of(id)) == 1
     async with cluster_storage(nodes) as storage:
         await storage.ping()  # so that it has the map from a node
         nodes.ask_all("CONFIG", "RESETSTAT")
@@ -178,7 +179,7 @@ async def test_borrowed_client_is_unchanged(nodes: Cluster) -> None:
             settings = dict(client.connection_kwargs)
             await storage.load(session.id)
 
-        assert await client.mget_nonatomic("theirs", f"session:{session.id}")
+        assert await client.mget_nonatomic("theirs", key_of(session.id))
         assert {node.name: id(node) for node in client.get_nodes()} == pools
         assert client.connection_kwargs == settings
 
@@ -213,14 +214,13 @@ class Moving:
     """
 
     def __init__(self, nodes: Cluster) -> None:
-        self._tag = new_session_id()
-        self._counter = itertools.count()
-        self.slot = slot_of(self.id())
+        self.slot = slot_of(new_session_id())
+        self._ids = ids_in(self.slot)
         self.target = next(node for node in nodes.nodes if node is not nodes.owner(self.slot))
 
     def id(self) -> str:
         """A new id in the slot."""
-        return f"{{{self._tag}}}{next(self._counter)}"
+        return next(self._ids)
 
 
 async def test_aclose_during_redirections_leaves_nothing_behind(nodes: Cluster) -> None:
@@ -279,7 +279,7 @@ async def test_all_verbs_work_in_a_half_moved_slot(nodes: Cluster) -> None:
             await storage.store(Session(id=id, data=id))
 
         with nodes.moving(moving.slot, moving.target) as source:
-            move_keys([f"session:{id}" for id in ids[::2]], source, moving.target)
+            move_keys([key_of(id) for id in ids[::2]], source, moving.target)
 
             for id in ids:
                 session = await storage.load(id)

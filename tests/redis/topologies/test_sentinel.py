@@ -20,7 +20,7 @@ from aiosessions import (
     StorageUnavailable,
     When,
 )
-from tests.support.clients import LONG, NAME, stored, timed_outcome, use
+from tests.support.clients import LONG, NAME, key_of, stored, timed_outcome, use
 from tests.support.connecting import run_block
 from tests.support.secrets import said_by
 from tests.support.servers import Server, binaries, refused_port, running
@@ -91,7 +91,7 @@ async def test_borrowed_client_stays_open(sentinels: Watched) -> None:
             assert connections(sentinels.master(), NAME) == 2
 
         eventually(lambda: connections(sentinels.master(), NAME) == 1)
-        assert await client.get("session:mine")
+        assert await client.get(key_of("mine"))
 
 
 async def test_aclose_leaves_nothing_behind(sentinels: Watched) -> None:
@@ -161,7 +161,7 @@ class Demotion:
 
     def happen(self, session: Session[Any], *, on_old: bool, on_new: bool) -> None:
         """Demote the old master, which has a session, and choose which server has it afterwards."""
-        key = f"session:{session.id}"
+        key = key_of(session.id)
         with self.old.client() as old, self.new.client() as new:
             if on_new:
                 new.restore(key, 0, old.dump(key) or b"")

@@ -1,0 +1,242 @@
+"""The sessions of a principal: the index, and the calls that read it.
+
+Invariants:
+
+- An entry precedes its session, so a crash leaves an entry without a session, and never a session
+  without an entry. On one server, one script writes both.
+- Loads and saves do not write the index. The index expires, so each record has a lease: the time
+  until which its entry is sure to be there. A load or save that finds less than two TTLs of it left
+  extends it to three. As a session lives for one TTL after its last use, no session outlives its
+  lease.
+- Each store that writes an index looks at some of its entries, and removes those of dead sessions.
+  In a cluster, an entry without a session stays for the time in which the session may follow.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final, Generic
+
+from ..codec import Codec
+from ..errors import CorruptSession, StorageUnavailable
+from ..record import (
+    NO_DEADLINE,
+    PLAIN,
+    deadline_of,
+    is_rotated,
+    lease_of,
+    owner_of,
+    principal_digest,
+    read_info,
+    revision_of,
+)
+from ..session import D, SessionInfo
+from . import _commands as commands
+from . import _index_scripts as scripts
+from ._routing import Router
+from ._time import ServerTime
+
+_log = logging.getLogger("aiosessions")
+_REVOKED: Final = 1
+_ROTATED: Final = -1
+_UNREADABLE: Final = -3
+# Commands that one call has in flight at a time.
+_BATCH: Final = 500
+
+
+class Index(Generic[D]):
+    """The indexes of one storage.
+
+    Args:
+        router: Sends the commands.
+        key_prefix: The prefix of the sessions' keys.
+        ttl: The TTL of the sessions in milliseconds.
+        codec: Decodes sessions.
+        time: The time.
+        window: In a cluster, the milliseconds in which a session may follow its entry. On one
+            server, 0: both are written at once.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        key_prefix: bytes,
+        ttl: int,
+        codec: Codec[D],
+        time: ServerTime,
+        window: int,
+    ) -> None:
+        self._router = router
+        self._key_prefix = key_prefix
+        self._ttl = ttl
+        self._codec = codec
+        self._time = time
+        self._window = window
+        self._lifetime = b"%d" % (3 * ttl + window)
+
+    @property
+    def on_one_server(self) -> bool:
+        """Whether a script can write a session and its entry."""
+        return not self._window
+
+    def key(self, owner: bytes) -> bytes:
+        """The key of the index of a principal, from the digest of the principal."""
+        return self._key_prefix + b"principal:" + owner
+
+    async def enter(self, deadline: float, key: bytes, record: bytes) -> bytes:
+        """Add or confirm the entry of a session in a cluster, and return its lease."""
+        index = self.key(owner_of(record))
+        digest = key[-32:]
+        command = scripts.ENTER.fill(deadline, index, digest, self._lifetime, self._time.offset())
+        lease, sample = await self._router.call(command)
+        entries = [each for each in _pairs(sample) if each[0] != digest]
+        with suppress(CorruptSession, StorageUnavailable):
+            looks = await self._look_at(deadline, owner_of(record), entries)
+            dead = [each for each, left in zip(entries, looks, strict=True) if left == 0]
+            await self._prune(deadline, index, dead)
+        return bytes(lease)
+
+    async def renew(self, deadline: float, key: bytes, record: bytes) -> None:
+        """Extend the lease of a session that was loaded, if it needs to be.
+
+        Raises:
+            StorageUnavailable: The index cannot be written, and the lease may end before the
+                session does.
+        """
+        left = lease_of(record) - self._time.now()
+        if left >= 2 * self._ttl or deadline_of(record) <= lease_of(record):
+            return
+        revision = revision_of(record).encode()
+        try:
+            if self.on_one_server:
+                index = self.key(owner_of(record))
+                words = index, revision, self._lifetime, self._time.offset()
+                command = scripts.RENEW.fill(deadline, key, *words)
+            else:
+                lease = await self.enter(deadline, key, record)
+                command = scripts.RENEW_LEASED.fill(deadline, key, revision, lease)
+            await self._router.call(command)
+        except StorageUnavailable:
+            if left < self._ttl:
+                raise
+
+    async def infos(self, deadline: float, principal: str) -> list[SessionInfo[D]]:
+        """See `IndexedStorage.list`."""
+        owner = principal_digest(principal).encode()
+        entries = await self._entries(deadline, owner)
+        records = await self._call_all(
+            commands.PEEK.fill(deadline, self._key_prefix + digest) for digest, _ in entries
+        )
+        infos: list[SessionInfo[D]] = []
+        gone: list[tuple[bytes, bytes]] = []
+        for entry, record in zip(entries, records, strict=True):
+            if record is None:
+                gone.append(entry)
+            elif info := self._info(record, entry[0].decode(), owner):
+                infos.append(info)
+        await self._prune(deadline, self.key(owner), gone)
+        return sorted(infos, key=lambda info: info.updated_at, reverse=True)
+
+    async def count(self, deadline: float, principal: str) -> int:
+        """See `IndexedStorage.count`."""
+        return len(await self._live(deadline, principal_digest(principal).encode()))
+
+    async def revoke(self, deadline: float, principal: str, digest: str) -> bool:
+        """See `IndexedStorage.revoke`."""
+        owner = principal_digest(principal).encode()
+        status = await self._router.call(self._revoke(deadline, owner, digest.encode()))
+        if status == _UNREADABLE:
+            raise CorruptSession("the record of this digest cannot be read")
+        return bool(status == _REVOKED)
+
+    async def revoke_all(self, deadline: float, principal: str, keep: bytes) -> int:
+        """See `IndexedStorage.revoke_all`."""
+        owner = principal_digest(principal).encode()
+        revoked = 0
+        # A rotation writes the entry of the new session before it marks the old one. So an old
+        # session that was deleted unmarked makes the rotation fail, and the next reading of the
+        # index finds the new session of a marked one.
+        while True:
+            entries = await self._entries(deadline, owner)
+            others = [entry for entry in entries if entry[0] != keep]
+            statuses = await self._call_all(
+                self._revoke(deadline, owner, digest) for digest, _ in others
+            )
+            revoked += statuses.count(_REVOKED)
+            if _REVOKED not in statuses and _ROTATED not in statuses:
+                break
+        if _UNREADABLE in statuses:
+            raise CorruptSession("a record of this principal cannot be read and was not revoked")
+        await self._prune(deadline, self.key(owner), others)
+        return revoked
+
+    async def trim(self, deadline: float, principal: str, most: int, keep: bytes) -> int:
+        """See `IndexedStorage.trim`."""
+        owner = principal_digest(principal).encode()
+        live = await self._live(deadline, owner, more_than=most)
+        # Of sessions that were used in the same millisecond, the one that was entered first.
+        idle = sorted((each for each in live if each != keep), key=lambda each: live[each])
+        excess = idle[: max(0, len(live) - most)]
+        statuses = await self._call_all(self._revoke(deadline, owner, each) for each in excess)
+        return statuses.count(_REVOKED)
+
+    async def _entries(self, deadline: float, owner: bytes) -> list[tuple[bytes, bytes]]:
+        """The entries of an index, each with its score, in the order of their scores."""
+        prefix = self._key_prefix if self.on_one_server else b""
+        command = scripts.ENTRIES.fill(deadline, self.key(owner), owner, prefix)
+        return _pairs(await self._router.call(command))
+
+    async def _live(self, deadline: float, owner: bytes, *, more_than: int = 0) -> dict[bytes, int]:
+        """The TTL that is left of each session in an index; empty if there are few entries."""
+        entries = await self._entries(deadline, owner)
+        if len(entries) <= more_than:
+            return {}
+        looks = await self._look_at(deadline, owner, entries)
+        return {digest: left for (digest, _), left in zip(entries, looks, strict=True) if left > 0}
+
+    async def _look_at(
+        self, deadline: float, owner: bytes, entries: list[tuple[bytes, bytes]]
+    ) -> list[int]:
+        offset = self._time.offset()
+        return await self._call_all(
+            scripts.LOOK.fill(deadline, self._key_prefix + digest, owner, offset)
+            for digest, _ in entries
+        )
+
+    async def _prune(self, deadline: float, index: bytes, dead: list[tuple[bytes, bytes]]) -> None:
+        """Remove the entries of dead sessions, in a cluster."""
+        if self.on_one_server or not dead:  # there, a script has done it
+            return
+        entries = b" ".join(word for entry in dead for word in entry)
+        words = entries, b"%d" % self._window, self._time.offset()
+        with suppress(StorageUnavailable):
+            await self._router.call(scripts.PRUNE.fill(deadline, index, *words))
+
+    def _revoke(self, deadline: float, owner: bytes, digest: bytes) -> commands.Command:
+        return scripts.REVOKE.fill(deadline, self._key_prefix + digest, owner, self._time.offset())
+
+    def _info(self, record: bytes, digest: str, owner: bytes) -> SessionInfo[D] | None:
+        """Read a record for a list; None if it does not belong there."""
+        try:
+            deadline = deadline_of(record)
+            if record[:1] == PLAIN or is_rotated(record) or owner_of(record) != owner:
+                return None
+            if deadline != NO_DEADLINE and deadline <= self._time.now():
+                return None
+            return read_info(record, digest, self._codec)
+        except CorruptSession as error:
+            _log.warning("session %s is not listed: %s", digest[:8], error)
+            return None
+
+    async def _call_all(self, batch: Iterable[commands.Command]) -> list[Any]:
+        every = list(batch)
+        return [
+            reply
+            for start in range(0, len(every), _BATCH)
+            for reply in await self._router.call_all(every[start : start + _BATCH])
+        ]
+
+
+def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
