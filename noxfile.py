@@ -57,7 +57,9 @@ for python in PYTHONS:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest releases that pyproject.toml allows at run time."""
-    pins = [_lowest(requirement) for requirement in PYPROJECT["project"]["dependencies"]]
+    project = PYPROJECT["project"]
+    bounds = [*project["dependencies"], *project["optional-dependencies"]["encryption"]]
+    pins = [_lowest(requirement) for requirement in bounds]
     session.install("-e", ".", *pins, *_group("tests", "demo"))
     session.run("pytest", *PARALLEL, *session.posargs)
 

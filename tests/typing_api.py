@@ -10,6 +10,7 @@ from redis.asyncio import Redis, RedisCluster
 from aiosessions import (
     Clock,
     Codec,
+    EncryptedCodec,
     InvalidSession,
     JsonCodec,
     LocalStorage,
@@ -57,6 +58,13 @@ codec: Codec[Cart] = msgpack_codec
 optional: JsonCodec[Cart | None] = JsonCodec(Cart | None)
 assert_type(optional.decode(b"").data, Cart | None)
 other: Codec[int] = msgpack_codec  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+encrypted = EncryptedCodec(json_codec, [b"", ""])
+assert_type(encrypted, EncryptedCodec[Cart])
+assert_type(encrypted.decode(b""), Session[Cart])
+assert_type(encrypted.key_ids, tuple[str, ...])
+wrapped: Codec[Cart] = EncryptedCodec(msgpack_codec, ["a", "b"])
+EncryptedCodec(json_codec, b"")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 local = LocalStorage(ttl=timedelta(minutes=30), max_sessions=10, codec=json_codec)
 assert_type(local, LocalStorage[Cart])

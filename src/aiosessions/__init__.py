@@ -3,6 +3,7 @@
 import logging
 
 from .codec import Codec, JsonCodec, MsgpackCodec
+from .encryption import EncryptedCodec
 from .errors import (
     CorruptSession,
     InvalidSession,
@@ -26,6 +27,7 @@ __all__ = [
     "Clock",
     "Codec",
     "CorruptSession",
+    "EncryptedCodec",
     "IndexedStorage",
     "InvalidSession",
     "InvalidSessionId",

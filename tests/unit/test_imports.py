@@ -20,7 +20,7 @@ LEVELS = (
     {"errors"},
     {"session"},
     {"codec"},
-    {"storage"},
+    {"storage", "encryption"},
     {"record", "_table"},
     {"local", "redis"},
     {"_lifetime"},
