@@ -19,7 +19,7 @@ CODEC: Final[JsonCodec[Any]] = JsonCodec()
 
 _TOOLS = [
     {"name": f"tool-{number}", "server": f"backend-{number % 3}", "allowed": number % 4 != 0}
-    for number in range(1000)
+    for number in range(2000)  # enough for 100 KB
 ]
 
 
