@@ -45,8 +45,8 @@ class _Cipher(Protocol):
 class EncryptedCodec(Generic[D]):
     """Sessions of another codec, encrypted and authenticated with AES-256-GCM.
 
-    It needs the extra `aiosessions[encryption]`. An encrypted payload has 33 bytes more than the
-    payload of the wrapped codec, whose `max_bytes` applies before the encryption.
+    It needs the extra `aiosessions[encryption]`. The encryption adds 33 bytes to a payload, after
+    the wrapped codec has checked its `max_bytes`.
 
     Nonces are random and have 96 bits. NIST SP 800-38D, section 8.3, allows at most 2**32 messages
     under one key with such nonces. Each store, by any replica, is one message: 1,000 stores per
@@ -58,7 +58,7 @@ class EncryptedCodec(Generic[D]):
             with or without padding. The first key encrypts, and all keys decrypt.
 
     Raises:
-        ValueError: There are no keys, a key does not have 32 bytes, or two keys are equal. The
+        ValueError: The ring is empty, a key does not have 32 bytes, or two keys are equal. The
             message names the position of the key.
         ImportError: `cryptography` is not installed.
     """
