@@ -16,7 +16,7 @@ import nox
 from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5.1"
-nox.options.sessions = ["tests", "lint", "types"]
+nox.options.sessions = ["tests", "lint", "types", "handles"]
 nox.options.default_venv_backend = "uv|virtualenv"  # virtualenv comes with nox, uv is faster
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
@@ -136,6 +136,18 @@ def demo(session: nox.Session) -> None:
     """Run the demonstration."""
     session.install("-e", ".", *_group("demo"))
     session.run("python", "examples/mcp_proxy/demo.py", *session.posargs)
+
+
+@nox.session
+def handles(session: nox.Session) -> None:
+    """Run the example of MCP with explicit handles, its tests, and the check of its types."""
+    # An environment of its own, because the other examples need mcp 1.
+    session.install("-e", ".", *_group("tests", "handles", "types"))
+    files = [str(path) for path in Path("examples/mcp_handles").glob("*.py")]
+    session.run("mypy", *files)
+    session.run("pyright", *files, env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+    session.run("pytest", "examples/mcp_handles", *session.posargs)
+    session.run("python", "examples/mcp_handles/demo.py")
 
 
 @nox.session
