@@ -72,7 +72,8 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
     @property
     def digest(self) -> str:
         """The digest of the id: 32 hexadecimal digits."""
-        return _digest(self.id)
+        # Of a malformed id, too, because a repr never fails.
+        return sha256(str(self.id).encode(errors="replace")).hexdigest()[:32]
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -166,12 +167,7 @@ def session_digest(id: str) -> str:
         TypeError: `id` is not a string.
     """
     check_id(id)
-    return _digest(id)
-
-
-def _digest(id: str) -> str:
-    # Of a malformed id, too, because a repr never fails.
-    return sha256(str(id).encode(errors="replace")).hexdigest()[:32]
+    return sha256(id.encode()).hexdigest()[:32]
 
 
 def as_utc(moment: datetime, what: str) -> datetime:
