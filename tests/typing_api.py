@@ -45,6 +45,7 @@ assert_type(session.expires_at, datetime | None)
 empty: Session[Cart | None] = Session(id="x")
 missing: Session[Cart] = Session(id="x")  # pyright: ignore[reportAssignmentType]  # no None in it
 Session("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # keyword-only
+session.owner = "x"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 Session(id=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -53,6 +54,7 @@ Session(id=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType
 json_codec = JsonCodec(data_type=Cart, max_bytes=65_536)
 assert_type(json_codec.decode(b""), Session[Cart])
 msgpack_codec = MsgpackCodec(Cart)
+assert_type(JsonCodec(Cart, upgrade=lambda data: data), JsonCodec[Cart])
 codec: Codec[Cart] = msgpack_codec
 # Unions are not classes, so the annotation has to tell the data type.
 optional: JsonCodec[Cart | None] = JsonCodec(Cart | None)

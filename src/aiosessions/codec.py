@@ -5,21 +5,25 @@ Invariants:
 - `decode` returns the session that `encode` was given: a codec decodes every session that it has
   encoded, and compares. The writer, who can change the data, gets the error, and not a reader.
 - `decode` of any bytes is a session or `CorruptSession`.
+- A payload that is saved again keeps the fields that the data type does not know; see `_unknown`.
 - Errors do not quote the payload: neither their messages, nor the exceptions they are chained to,
   nor the local variables of this module's frames, which error trackers record.
 """
 
-import re
-from collections.abc import Iterable
-from datetime import datetime, time
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, cast, overload
 
 import msgspec
+from msgspec import Raw
 
+from ._differences import change
+from ._redaction import redacted
+from ._unknown import Keeper, Shape, shape_of
 from .errors import CorruptSession, InvalidSession
-from .session import D, Session
+from .session import D, Session, stored_form
 
 MAX_BYTES = 1_048_576
+Upgrade = Callable[[Any], Any]
 _ANYTHING = cast("Any", Any)
 
 
@@ -47,10 +51,6 @@ class Codec(Protocol[D]):
         ...
 
 
-class _Encoder(Protocol):
-    def encode(self, obj: object, /) -> bytes: ...
-
-
 class _Decoder(Protocol[D]):
     def decode(self, buf: bytes, /) -> Session[D]: ...
 
@@ -60,25 +60,37 @@ class _MsgspecCodec(Generic[D]):
 
     _format: str
     _advice: str
+    _module: Any
+    _objects: Any  # the type of any object, one level deep
 
-    def __init__(
-        self, encoder: _Encoder, decoder: _Decoder[D], data_type: object, max_bytes: int
-    ) -> None:
+    def __init__(self, data_type: Any, max_bytes: int, upgrade: Upgrade | None) -> None:
         if max_bytes <= 0:
             raise ValueError("max_bytes must be positive")
-        self._encoder = encoder
-        self._decoder = decoder
+        if upgrade is not None and not callable(upgrade):
+            raise TypeError(f"upgrade is a function, not {type(upgrade).__name__}")
+        self._encoder = self._module.Encoder()
+        self._decoder: _Decoder[D] = self._module.Decoder(_session_of(data_type))
         self._data_type = data_type
         self._max_bytes = max_bytes
+        self._upgrade = upgrade
         # msgspec sees a record without data as one with the default, which is None.
         self._no_data: str | None = None
         try:
             msgspec.convert(None, data_type)
         except msgspec.ValidationError as error:
             self._no_data = f"{error} - at `$.data`"
+        self._fields = self._module.Decoder(self._objects)
+        # Fields of another data type would seem to be unknown ones of this type.
+        self._origin = (self._format, data_type)
+        self._keeper: Keeper | None = None
+        if shape_of(data_type) is not None:
+            shallow = self._module.Decoder(self._objects | list[Raw])
+            shape = cast("Shape", shape_of(_session_of(data_type)))
+            self._keeper = Keeper(shape, shallow, self._module.decode, self._encoder.encode)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._data_type!r}, max_bytes={self._max_bytes})"
+        upgrade = f", upgrade={self._upgrade!r}" if self._upgrade else ""
+        return f"{type(self).__name__}({self._data_type!r}, max_bytes={self._max_bytes}{upgrade})"
 
     def encode(self, session: Session[D]) -> bytes:
         """Return the session as bytes.
@@ -90,12 +102,12 @@ class _MsgspecCodec(Generic[D]):
         """
         cause: Exception | None = None
         try:
-            payload = self._encoder.encode(session)
+            payload = self._with_unknown_fields(session, self._encoder.encode(session))
             refusal = self._refusal(session, payload)
             if refusal is None:
                 return payload
         except Exception as error:  # noqa: BLE001 - data types of applications raise anything
-            cause = _redacted(error)
+            cause = redacted(error)
             refusal = str(cause)
         payload = b""  # error trackers record the locals of this frame
         raise InvalidSession(f"the session cannot be kept as {self._format}: {refusal}") from cause
@@ -106,34 +118,70 @@ class _MsgspecCodec(Generic[D]):
             return f"it takes {len(payload):,} bytes; at most {self._max_bytes:,} are allowed"
         if session.data is None and self._no_data:
             return self._no_data
+        if self._upgrade is not None:
+            upgraded = self._upgraded(payload, self._upgrade)
+            if self._known(upgraded) != self._known(payload):
+                return "upgrade changes data that has the current form"
         decoded = self._decoder.decode(payload)
-        if decoded == session:
-            return None
         # Unequal for a good reason, such as a tuple that comes back as a list, or changed.
-        change = _change(session, decoded)
-        if change is None:
+        found = None if decoded == session else change(session, decoded)
+        if found is None:
             return None
-        what, path = change
+        what, path = found
         if not path.startswith(".data"):
             return f"{what} - at `${path}`"
         untyped = self._data_type is Any
         advice = self._advice if untyped else f"this data type does not keep it in {self._format}"
         return f"{what} - at `${path}`; {advice}"
 
+    def _with_unknown_fields(self, session: Session[D], payload: bytes) -> bytes:
+        """The payload, with fields that only the stored form of the session has."""
+        if self._keeper is None or (stored := stored_form(session)) is None:
+            return payload
+        old, origin = stored
+        if origin != self._origin or (known := self._known(old)) == old:
+            return payload
+        return self._keeper.keep(old, known, payload)
+
+    def _known(self, payload: bytes) -> bytes:
+        """The part of a payload that the data type knows."""
+        known: bytes = self._encoder.encode(self._decoder.decode(payload))
+        return known
+
+    def _upgraded(self, payload: bytes, upgrade: Upgrade) -> bytes:
+        """The payload with its data in the current form."""
+        fields = self._fields.decode(payload)
+        data = self._module.decode(fields["data"]) if "data" in fields else None
+        failure: str | None = None
+        try:
+            data = upgrade(data)
+        except Exception as error:  # noqa: BLE001 - functions of applications raise anything
+            failure = type(error).__name__
+        if failure:
+            raise msgspec.MsgspecError(f"upgrade raised {failure}")
+        fields["data"] = Raw(self._encoder.encode(data))
+        upgraded: bytes = self._encoder.encode(fields)
+        return upgraded
+
     def decode(self, payload: bytes) -> Session[D]:
-        """Return the session that was encoded.
+        """Return the session that was encoded, after `upgrade`.
 
         Raises:
-            CorruptSession: The payload does not decode, or `data` is not of the data type.
+            CorruptSession: The payload does not decode, `upgrade` raises an exception, or `data` is
+                not of the data type.
         """
         cause: Exception | None = None
         try:
+            if self._upgrade is not None:
+                payload = self._upgraded(payload, self._upgrade)
             session = self._decoder.decode(payload)
+            if self._keeper is not None:
+                session._stored = payload, self._origin  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             if session.data is not None or self._no_data is None:
                 return session
             refusal = self._no_data
         except Exception as error:  # noqa: BLE001 - data types of applications raise anything
-            cause = _redacted(error)
+            cause = redacted(error)
             refusal = str(cause)
         payload = b""  # error trackers record the locals of this frame
         raise CorruptSession(
@@ -155,27 +203,43 @@ class JsonCodec(_MsgspecCodec[D]):
         data_type: The type of `Session.data`: any type that msgspec supports (structs, dataclasses,
             TypedDicts, builtins, unions, ...). `data` is validated against it, both ways.
         max_bytes: The most bytes an encoded session may have.
+        upgrade: A function that gets the stored data as builtins, and returns it in the form of the
+            data type. It runs at every decode, so it must leave data in that form as it is.
+            docs/data-types.md has examples.
 
     Raises:
-        TypeError: msgspec cannot make a decoder for the data type.
+        TypeError: msgspec cannot make a decoder for the data type, or `upgrade` is not callable.
         ValueError: `max_bytes` is not positive.
     """
 
     _format = "JSON"
     _advice = "give JsonCodec a data type, or use MsgpackCodec"
+    _module = msgspec.json
+    _objects = dict[str, Raw]
 
     @overload
-    def __init__(self, data_type: type[D], max_bytes: int = MAX_BYTES) -> None: ...
+    def __init__(
+        self, data_type: type[D], max_bytes: int = MAX_BYTES, *, upgrade: Upgrade | None = None
+    ) -> None: ...
 
     # Unions and other types that are not classes.
     @overload
     def __init__(
-        self: "JsonCodec[Any]", data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES
+        self: "JsonCodec[Any]",
+        data_type: Any = _ANYTHING,
+        max_bytes: int = MAX_BYTES,
+        *,
+        upgrade: Upgrade | None = None,
     ) -> None: ...
 
-    def __init__(self, data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
-        decoder = msgspec.json.Decoder(_session_of(data_type))
-        super().__init__(msgspec.json.Encoder(), decoder, data_type, max_bytes)
+    def __init__(
+        self,
+        data_type: Any = _ANYTHING,
+        max_bytes: int = MAX_BYTES,
+        *,
+        upgrade: Upgrade | None = None,
+    ) -> None:
+        super().__init__(data_type, max_bytes, upgrade)
 
 
 class MsgpackCodec(_MsgspecCodec[D]):
@@ -189,126 +253,43 @@ class MsgpackCodec(_MsgspecCodec[D]):
         data_type: The type of `Session.data`: any type that msgspec supports. `data` is validated
             against it, both ways.
         max_bytes: The most bytes an encoded session may have.
+        upgrade: As for `JsonCodec`.
 
     Raises:
-        TypeError: msgspec cannot make a decoder for the data type.
+        TypeError: msgspec cannot make a decoder for the data type, or `upgrade` is not callable.
         ValueError: `max_bytes` is not positive.
     """
 
     _format = "MessagePack"
     _advice = "give MsgpackCodec a data type"
+    _module = msgspec.msgpack
+    _objects = dict[Any, Raw]  # keys need not be text
 
     @overload
-    def __init__(self, data_type: type[D], max_bytes: int = MAX_BYTES) -> None: ...
+    def __init__(
+        self, data_type: type[D], max_bytes: int = MAX_BYTES, *, upgrade: Upgrade | None = None
+    ) -> None: ...
 
     # Unions and other types that are not classes.
     @overload
     def __init__(
-        self: "MsgpackCodec[Any]", data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES
+        self: "MsgpackCodec[Any]",
+        data_type: Any = _ANYTHING,
+        max_bytes: int = MAX_BYTES,
+        *,
+        upgrade: Upgrade | None = None,
     ) -> None: ...
 
-    def __init__(self, data_type: Any = _ANYTHING, max_bytes: int = MAX_BYTES) -> None:
-        decoder = msgspec.msgpack.Decoder(_session_of(data_type))
-        super().__init__(msgspec.msgpack.Encoder(), decoder, data_type, max_bytes)
+    def __init__(
+        self,
+        data_type: Any = _ANYTHING,
+        max_bytes: int = MAX_BYTES,
+        *,
+        upgrade: Upgrade | None = None,
+    ) -> None:
+        super().__init__(data_type, max_bytes, upgrade)
 
 
 def _session_of(data_type: type[D]) -> type[Session[D]]:
     """`Session[data_type]`, for a type that only the caller knows."""
     return cast("type[Session[D]]", Session[data_type])  # type: ignore[valid-type]
-
-
-def _change(before: Any, after: Any) -> tuple[str, str] | None:
-    """Find the first change in a value that has come back, and its path.
-
-    Returns None for values that are unequal only because a list stands for a tuple, because a NaN
-    does not equal itself, or because their type has no equality.
-
-    The path has names of fields and indices of lists. It has `[...]` for the key of a dict, as
-    msgspec does, because a key is payload: it may be an e-mail address or a token.
-    """
-    if type(before) is tuple and isinstance(after, list):
-        before = list(before)
-        if before == after:  # in C, for the sake of long lists of tuples
-            return None
-    parts = _parts(before, after)
-    if parts is None:
-        if _is_same(before, after):
-            return None
-        return f"`{type(before).__name__}` comes back as `{type(after).__name__}`", ""
-    if isinstance(before, dict):
-        for key in before:
-            if key not in after:
-                return f"a key of type `{type(key).__name__}` does not come back", ""
-    for step, old, new in parts:
-        if old != new and (change := _change(old, new)) is not None:
-            what, path = change
-            return what, f"[{step}]{path}" if isinstance(step, int) else f"{step}{path}"
-    return None
-
-
-def _parts(before: Any, after: Any) -> Iterable[tuple[str | int, Any, Any]] | None:
-    """Pair the parts of two values of the same type, each with its step of the path."""
-    if isinstance(before, list | tuple) and isinstance(before, type(after)):
-        return zip(range(len(before)), before, after, strict=True)
-    if isinstance(before, dict) and isinstance(before, type(after)):
-        return (("[...]", value, after[key]) for key, value in before.items())
-    fields = _fields(type(before)) if type(before) is type(after) else None
-    if fields is None:
-        return None
-    return ((f".{name}", getattr(before, name), getattr(after, name)) for name in fields)
-
-
-def _fields(kind: Any) -> Iterable[str] | None:
-    """The names of the fields of a struct, a dataclass or an attrs class, else None."""
-    for names in ("__struct_fields__", "__dataclass_fields__"):
-        if hasattr(kind, names):
-            return cast("Iterable[str]", getattr(kind, names))
-    if hasattr(kind, "__attrs_attrs__"):
-        return [attribute.name for attribute in kind.__attrs_attrs__]
-    return None
-
-
-def _is_same(before: Any, after: Any) -> bool:
-    """Whether a value without parts has come back as it was, although the two are unequal."""
-    if type(before) is not type(after):
-        return False
-    if isinstance(before, datetime):
-        # In the hour that a change of clocks repeats, == is always false; see PEP 495.
-        return not before - after
-    # A NaN does not equal itself, and a data type may recompute its fields when it is decoded.
-    return not isinstance(before, set | frozenset | time)
-
-
-# The parts of msgspec's messages that come from types, not from the payload. Its messages also
-# quote values, enum members and unknown fields; a message that is not listed here is not repeated.
-_SAFE = re.compile(
-    r"""
-      Expected\ `[^`'"]+`(\ of\ length)?(\ [<>=]+\ [\d.]+)?(,\ got\ `[a-z]+`)?
-    | Object\ missing\ required\ field\ `\w+`
-    | Invalid\ (enum\ value|value|UUID|decimal\ string|epoch\ timestamp)
-    | Invalid\ (RFC3339|base64|ISO8601|MessagePack)( [a-z]+)*
-    | Input\ data\ was\ truncated
-    | (JSON|MessagePack\ data)\ is\ malformed:\ [a-z ]+(\(byte\ \d+\))?
-    | Encoding\ objects\ of\ type\ [\w.]+\ is\ unsupported
-    """,
-    re.VERBOSE,
-)
-_PATH = re.compile(r" - at (?:`key` in )?`\$[\w.\[\]]*`$")
-
-
-def _redacted(error: Exception) -> Exception:
-    """The exception to chain to instead of `error`.
-
-    It holds nothing of the payload: neither in its text nor in the locals of a traceback's frames.
-    Of an exception that the data type raised, it tells the type only.
-    """
-    if error.__cause__ is not None:
-        return msgspec.MsgspecError(f"the data type raised {type(error.__cause__).__name__}")
-    if not isinstance(error, msgspec.MsgspecError | TypeError):
-        return msgspec.MsgspecError(type(error).__name__)
-    text = str(error)
-    safe = _SAFE.match(text)
-    path = _PATH.search(text)
-    return msgspec.MsgspecError(
-        f"{safe[0] if safe else 'a value or a field is refused'}{path[0] if path else ''}"
-    )

@@ -8,6 +8,7 @@ Invariants:
 - Dates are aware and in UTC. Storing a naive date is an error, because its zone is unknown.
 """
 
+import copy
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -41,7 +42,19 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
+class _Stored:
+    """A slot beside the fields of a session, which is not compared, shown or encoded.
+
+    A codec keeps there the payload that it has decoded the session from, so that a save can keep
+    the fields that the data type does not know. The value beside the payload is equal for codecs
+    with the same format and data type. Copies of the session share both.
+    """
+
+    __slots__ = ("_stored",)
+    _stored: tuple[bytes, object]
+
+
+class Session(_Stored, msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
     """One client's session.
 
     Attributes:
@@ -74,6 +87,16 @@ class Session(msgspec.Struct, Generic[D], kw_only=True, omit_defaults=True):
         """The digest of the id: 32 hexadecimal digits."""
         # Of a malformed id, too, because a repr never fails.
         return sha256(str(self.id).encode(errors="replace")).hexdigest()[:32]
+
+    # The methods of msgspec.Struct would lose the stored payload.
+    def __copy__(self) -> "Session[D]":
+        return revised(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Session[D]":
+        new = memo[id(self)] = revised(self)
+        for name in self.__struct_fields__:
+            setattr(new, name, copy.deepcopy(getattr(self, name), memo))
+        return new
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -122,6 +145,22 @@ class SessionInfo(msgspec.Struct, Generic[D], kw_only=True, frozen=True):
             ("kind", self.kind),
             ("expires_at", self.expires_at),
         ]
+
+
+def revised(session: Session[D], **changes: Any) -> Session[D]:
+    """A copy of a session with changed fields, which keeps unknown fields when it is saved.
+
+    `msgspec.structs.replace` does not: its copy has only the fields of the session.
+    """
+    new = msgspec.structs.replace(session, **changes)
+    if (stored := stored_form(session)) is not None:
+        new._stored = stored  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return new
+
+
+def stored_form(session: Session[Any]) -> tuple[bytes, object] | None:
+    """The payload that a session was decoded from, and its origin; see `_Stored`."""
+    return getattr(session, "_stored", None)
 
 
 def new_session_id() -> str:

@@ -18,7 +18,7 @@ PACKAGE = Path(aiosessions.__file__).parent
 # independent. All of the `redis` package is on one level.
 LEVELS = (
     {"errors"},
-    {"session"},
+    {"session", "_differences", "_redaction", "_unknown"},
     {"codec"},
     {"storage", "encryption"},
     {"record", "_table"},

@@ -23,6 +23,12 @@ def test_only_the_id_is_required() -> None:
         Session("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
+def test_only_fields_can_be_set() -> None:
+    """A misspelt name is an error."""
+    with pytest.raises(AttributeError, match="owner"):
+        Session[Any](id="x").owner = "alice"  # type: ignore[attr-defined]
+
+
 SECRETS = ("credential", "alice", "meta-key", "meta-value", "payload")
 
 
