@@ -9,7 +9,7 @@ import msgspec
 
 from .errors import SessionError, SessionNotFound
 from .record import NOT_FOUND
-from .session import D, Session, SessionInfo, as_utc
+from .session import D, Session, SessionInfo, as_utc, revised
 from .storage import Storage, When
 
 LATEST = datetime.max.replace(tzinfo=UTC)
@@ -42,7 +42,7 @@ class Lifetime(Generic[D]):
         end = self.end_of(session)
         if self.has_ended(session, end):
             # With its end in the record, the storage judges it, by the one clock of all replicas.
-            ended = msgspec.structs.replace(session, expires_at=end)
+            ended = revised(session, expires_at=end)
             with contextlib.suppress(SessionError):
                 await self._storage.store(ended, when=When.UNCHANGED)
             session = await self._storage.load(id)

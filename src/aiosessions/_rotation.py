@@ -28,7 +28,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import msgspec
 
 from ._lifetime import LATEST
 from .errors import (
@@ -42,7 +41,7 @@ from .errors import (
     StorageUnavailable,
 )
 from .record import EXISTS, ROTATED_KEY, seal
-from .session import D, Session, as_utc
+from .session import D, Session, as_utc, revised
 from .storage import Storage, When
 
 T = TypeVar("T")
@@ -99,14 +98,14 @@ async def move(  # noqa: C901 - one step after another, each with its way back
     if draft.id == old.id:
         raise SessionExists(EXISTS)
     ends = [as_utc(end, "expires_at") for end in (old.expires_at, draft.expires_at) if end]
-    new = msgspec.structs.replace(
+    new = revised(
         draft,
         metadata=copy.copy(draft.metadata),
         created_at=old.created_at,
         updated_at=now,
         expires_at=min(ends, default=None),
     )
-    marked = msgspec.structs.replace(
+    marked = revised(
         old,
         metadata=old.metadata | {ROTATED_KEY: secrets.token_urlsafe(12)},
         expires_at=min(now + min(grace or _MARK_LIFETIME, LATEST - now), old.expires_at or LATEST),
@@ -153,7 +152,7 @@ async def remove(storage: Storage[D], session: Session[D]) -> None:
         InvalidSession: It cannot be stored; the deadline may make it too large.
         StorageUnavailable: The storage cannot be reached.
     """
-    removed = msgspec.structs.replace(session, expires_at=_LONG_AGO)
+    removed = revised(session, expires_at=_LONG_AGO)
     await storage.store(removed, when=When.UNCHANGED)
 
 
@@ -237,7 +236,7 @@ async def _undo(storage: Storage[D], old: Session[D], new: Session[D], marked: S
         with contextlib.suppress(Exception):
             found = await storage.load(old.id)
             if found.metadata == marked.metadata:
-                restored = msgspec.structs.replace(old, revision=found.revision)
+                restored = revised(old, revision=found.revision)
                 await storage.store(restored, when=When.UNCHANGED)
         with contextlib.suppress(Exception):
             await storage.delete(new.id)

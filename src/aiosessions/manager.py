@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Self
 
 import anyio
-import msgspec
 from msgspec import UNSET
 
 from ._lifetime import Lifetime
@@ -34,7 +33,7 @@ from .errors import (
     SessionRotated,
 )
 from .record import CHANGED, NOT_FOUND, ROTATED_KEY
-from .session import D, Session, SessionInfo, check_id, new_session_id
+from .session import D, Session, SessionInfo, check_id, new_session_id, revised
 from .storage import Clock, Storage, When, check_count, check_storage, milliseconds
 
 __all__ = ["ROTATED_KEY", "SessionManager"]
@@ -296,7 +295,7 @@ class SessionManager(Generic[D]):
                 raise SessionConflict(CHANGED)
             # A deep copy, because changes of the new session must not reach the old one.
             new = copy.deepcopy(draft or old)
-            new = msgspec.structs.replace(new, id=new_id or new_session_id())
+            new = revised(new, id=new_id or new_session_id())
             if change is not None:
                 await apply(change, new)
             check_metadata(new.metadata)
@@ -385,7 +384,7 @@ class SessionManager(Generic[D]):
         if session.revision:  # else it may come from `get` under a rotated id: a conflict
             check_metadata(session.metadata)
         end = self._lifetime.end_of(session)
-        saved = msgspec.structs.replace(session, updated_at=self._now(), expires_at=end)
+        saved = revised(session, updated_at=self._now(), expires_at=end)
         await self._storage.store(saved, when=When.UNCHANGED)
         if self._lifetime.has_ended(session, end):
             raise SessionNotFound(NOT_FOUND)

@@ -23,10 +23,17 @@ from base64 import urlsafe_b64encode
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from .errors import CorruptSession, InvalidSession, SessionError, SessionNotFound
-from .session import D, Session, SessionInfo, as_utc, check_id, epoch_milliseconds, session_digest
+from .session import (
+    D,
+    Session,
+    SessionInfo,
+    as_utc,
+    check_id,
+    epoch_milliseconds,
+    revised,
+    session_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +82,7 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     if not isinstance(session.principal, str | None):
         raise InvalidSession(f"a principal is a str, not {type(session.principal).__name__}")
     expires_at = session.expires_at and as_utc(session.expires_at, "expires_at")
-    stored = msgspec.structs.replace(
+    stored = revised(
         session,
         created_at=as_utc(session.created_at, "created_at"),
         updated_at=as_utc(session.updated_at, "updated_at"),
