@@ -25,7 +25,7 @@ from aiosessions import (
     When,
 )
 from aiosessions.record import seal, unseal
-from aiosessions.session import as_utc, check_id, epoch_milliseconds
+from aiosessions.session import as_utc, check_id, epoch_milliseconds, revised
 from aiosessions.testing import FakeClock
 
 
@@ -215,7 +215,7 @@ class InterceptedStorage(Storage[Any]):
 
     async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:
         """Pass a store on. A lost reply leaves the session unchanged, as with a real server."""
-        stored = msgspec.structs.replace(session)
+        stored = revised(session)
         await self._call(
             f"store {when.value}", functools.partial(self.inner.store, stored, when=when)
         )
