@@ -37,6 +37,11 @@ def run_block(kind: str, places: Mapping[str, str]) -> None:
 
 
 def acl_commands() -> list[list[str]]:
-    """The words of the ACL SETUSER commands of the page, for one server and for cluster nodes."""
+    """The words of an ACL SETUSER command for one server, and of one for the nodes of a cluster.
+
+    The page has the first, and the rights that a node needs besides.
+    """
     lines = map(str.strip, PAGE.read_text("utf-8").splitlines())
-    return [shlex.split(line) for line in lines if line.startswith("ACL SETUSER ")]
+    server, more = (shlex.split(line) for line in lines if line.startswith("ACL SETUSER "))
+    assert server[:3] == more[:3]
+    return [server, [*server, *more[3:]]]
