@@ -1,4 +1,7 @@
-"""The commands of the documentation exist. Sybil runs its code; see conftest.py at the root."""
+"""The commands, tests and links of the documentation exist.
+
+Sybil runs its code; see conftest.py at the root.
+"""
 
 import re
 import subprocess
@@ -10,7 +13,8 @@ from tests.docs.snippets import run_as_program
 __all__ = ["run_as_program"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+NAMES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md"]
+PAGES = [*(ROOT / name for name in NAMES), *ROOT.glob("docs/*.md")]
 
 
 def test_nox_sessions_of_the_documentation_exist() -> None:
@@ -37,3 +41,34 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     """The test command that the README shows decides about a change."""
     assert "nox -s tests\n" in (ROOT / "README.md").read_text("utf-8")
     assert "nox -s tests\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_tests_of_the_documentation_exist() -> None:
+    """Each test that docs/security.md names is in the suite or in the contract kit."""
+    shown = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text("utf-8")))
+    sources = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("src/aiosessions/testing/*.py")]
+    text = "\n".join(source.read_text("utf-8") for source in sources)
+    defined = set(re.findall(r"def (test_\w+)\(", text))
+
+    assert shown
+    assert shown - defined == set()
+
+
+def test_links_between_pages_lead_to_a_heading() -> None:
+    """The file of a relative link exists, and has the heading."""
+    broken = []
+    for page in PAGES:
+        for name, heading in re.findall(
+            r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text("utf-8")
+        ):
+            target = page.parent / name if name else page
+            if not target.exists() or (heading and heading not in anchors(target)):
+                broken.append((page.name, name, heading))
+
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub links to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
