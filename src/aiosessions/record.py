@@ -2,7 +2,7 @@
 
     offset  length  field
     0       1       format: "1" without a principal, "2" with one, "3" with one and rotated away
-    1       16      revision: 66 random bits, ".", 24 bits that check the principal
+    1       16      revision: 64 random bits, ".", 24 bits that check the principal
     17      15      deadline: `expires_at` in milliseconds since the epoch, zero-padded;
                     "999999999999999" for none
     32      15      formats 2 and 3: the lease, the time until which a server's index of the
@@ -20,6 +20,7 @@ are not a record, a newer format, and a session that is stored under the id of a
 
 import secrets
 from base64 import urlsafe_b64encode
+from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,7 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
         # Without a chain: the text of the error may quote the payload.
         raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
     revision = _new_revision(session.principal)
-    deadline = NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
+    deadline = _milliseconds_of(expires_at)
     if session.principal is None:
         header = b"%b%b%015d" % (PLAIN, revision.encode(), deadline)
     else:
@@ -128,6 +129,7 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") 
 
 def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
     """As `unseal`, by the digest of the id. The session has the digest in place of its id."""
+    deadline = NO_DEADLINE
     # The most frequent header first: it needs no number.
     if record[_DEADLINE] != _NEVER or record[:1] != PLAIN:
         deadline = deadline_of(record)
@@ -136,18 +138,32 @@ def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]"
     start = _PLAIN_HEADER_BYTES if record[:1] == PLAIN else HEADER_BYTES
     try:
         session = codec.decode(record[start:])
-        is_the_one = session.id == digest
+        problem = _mismatch(session, digest, deadline)
     except SessionError:
         record = b""  # error trackers record the locals of this frame
         raise
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
         record = b""
         raise CorruptSession(f"the codec failed with {type(error).__name__}") from None
-    if not is_the_one:
+    if problem:
         record, session = b"", None  # type: ignore[assignment]
-        raise CorruptSession("the record under this id holds another session")
+        raise CorruptSession(problem)
     session.revision = revision_of(record)
     return session
+
+
+def _mismatch(session: Session[D], digest: str, deadline: int) -> str:
+    """The contradiction between a record and its payload, which a codec may authenticate."""
+    if session.id != digest:
+        return "the record under this id holds another session"
+    if deadline != _milliseconds_of(session.expires_at):
+        return "the header of the record has another deadline than the session"
+    return ""
+
+
+def _milliseconds_of(expires_at: datetime | None) -> int:
+    """A deadline as a header has it."""
+    return NO_DEADLINE if expires_at is None else max(0, epoch_milliseconds(expires_at))
 
 
 def read_info(record: bytes, digest: str, codec: "Codec[D]") -> SessionInfo[D]:

@@ -175,10 +175,12 @@ class Index(Generic[D]):
         """See `IndexedStorage.trim`."""
         owner = principal_digest(principal).encode()
         live = await self._live(deadline, owner, more_than=most)
-        # Of sessions that were used in the same millisecond, the one that was entered first.
-        idle = sorted((each for each in live if each != keep), key=lambda each: live[each])
-        excess = idle[: max(0, len(live) - most)]
-        statuses = await self._call_all(self._revoke(deadline, owner, each) for each in excess)
+        # Of sessions that were used in the same millisecond, the one that was entered first. All
+        # callers see one order, so that two of them never delete each other's session.
+        excess = sorted(live, key=lambda each: live[each])[: max(0, len(live) - most)]
+        statuses = await self._call_all(
+            self._revoke(deadline, owner, each) for each in excess if each != keep
+        )
         return statuses.count(_REVOKED)
 
     async def _entries(self, deadline: float, owner: bytes) -> list[tuple[bytes, bytes]]:
