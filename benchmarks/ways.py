@@ -31,10 +31,6 @@ from .drivers import (
 from .workload import CODEC, SESSIONS, TTL, TTL_MS, key, opened, sealed, session
 
 
-def _data(loaded: Session[Any]) -> dict[str, Any]:
-    return cast("dict[str, Any]", loaded.data)
-
-
 def _storage(storage: RedisStorage[Any]) -> Operations:
     manager = SessionManager(storage)
     loaded: dict[str, Session[Any]] = {}
@@ -50,6 +46,7 @@ def _storage(storage: RedisStorage[Any]) -> Operations:
     async def save(id: str, when: When) -> None:
         if id not in loaded:
             loaded[id] = await storage.load(id)
+            loaded[id].principal = None  # else there is no plain SET
         await storage.store(loaded[id], when=when)
 
     return {
@@ -132,6 +129,7 @@ def _lru_expire(client: "Redis") -> Operations:
 
 def _raw_set(client: "Redis") -> Operations:
     made = session()
+    made.principal = None
 
     async def save(id: str) -> None:
         made.id = id
