@@ -28,6 +28,7 @@ import uvloop
 
 from .arrivals import arrivals
 from .drivers import Operation
+from .owned import OWNED
 from .peers import PEERS
 from .results import Row
 from .ways import WAYS
@@ -69,6 +70,7 @@ class Run(msgspec.Struct, frozen=True):
         times: The exact number of operations of all callers, or 0 for a loop.
         rate: The arrivals a second of an open loop, or 0. Each is a new task.
         seed: The seed of the arrivals. Equal seeds give equal arrivals.
+        first: The name of an operation to make once before the run, or "".
     """
 
     operation: str = "load"
@@ -77,6 +79,7 @@ class Run(msgspec.Struct, frozen=True):
     times: int = 0
     rate: int = 0
     seed: int = 0
+    first: str = ""
 
     @property
     def labels(self) -> Row:
@@ -174,7 +177,7 @@ def _measurement(
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A client to measure: its name in `WAYS` or `PEERS`, a URL, and the stored sessions."""
+    """A client to measure: its name in `WAYS`, `PEERS` or `OWNED`, a URL, and session ids."""
 
     way: str
     server: str
@@ -199,6 +202,11 @@ class ClientProcess:
     def missing(self) -> str:
         """Wait for the client, and return why it cannot be measured, or ""."""
         return msgspec.json.decode(self._reply(), type=str)
+
+    def prepare(self, run: Run) -> None:
+        """Make the operation that precedes a run."""
+        if run.first:
+            self.measure(Run(run.first, times=1))
 
     def measure(self, run: Run) -> Measurement:
         """Make a run.
@@ -236,7 +244,7 @@ def client_process(job: Job) -> Iterator[ClientProcess]:
 
 async def _serve(job: Job) -> None:
     async with AsyncExitStack() as stack:
-        opened = (WAYS | PEERS)[job.way].open(job.url, job.ids)
+        opened = (WAYS | PEERS | OWNED)[job.way].open(job.url, job.ids)
         operations = await stack.enter_async_context(opened)
         _answer("")
         # In a thread, so that the client's tasks run between the measurements.

@@ -71,6 +71,8 @@ _SERVER: Final = ("server",)
 _LOOPS: Final = ("server", "loop")
 _SENT: Final = {"sent": "bytes_sent", "received": "bytes_received"}
 _WIRE: Final = {"round trips": "round_trips", "commands": "commands"}
+_CALLS: Final = {"{}: round trips": "round_trips", "commands": "commands"}
+_DIGEST: Final = {"digest, us": "digest_us", "load, us of CPU": "load_us", "%": "percent"}
 _LATENCY: Final = {"{}: p50 ms": "p50_ms", "p99 ms": "p99_ms"}
 _CALLERS: Final = "The heads of the columns are the numbers of callers."
 _RATES: Final = "The heads of the columns are loads a second."
@@ -124,6 +126,11 @@ def _over_rtt(name: str, title: str, figure: str, callers: int) -> Table:
     return Table(name, f"{title}, over the RTT, ms", "way", {"+{}": figure}, "rtt_ms", (), where)
 
 
+def _owned(name: str, title: str, figure: str, server: str, callers: int) -> Table:
+    where = {"server": server, "callers": callers}
+    return Table(name, title, "operation", {"{}": figure}, "way", (), where)
+
+
 def _codec(does: str) -> Table:
     title = f"Time to {does} a session, us, over its size in bytes"
     return Table(does, title, "codec", {"{}": "us"}, "size", (), {"does": does})
@@ -159,6 +166,14 @@ TABLES: Final[Mapping[str, tuple[Table, ...]]] = {
         Table("wire", "A save", "way", _WIRE, split=_SERVER),
         *_closed(_SERVER, "Saves a second"),
         Table("hot", "Increments of one session", "server", _HOT, where={"hot": True}),
+    ),
+    "principals": (
+        Table("wire", "An operation", "operation", _CALLS, "way"),
+        _owned("latency", "p50 by 1 caller, ms", "p50_ms", "one server", 1),
+        _owned("throughput", "Operations a second by 32 callers", "throughput", "one server", 32),
+        _owned("cpu", "CPU of the client by 32 callers, us", "cpu_us", "one server", 32),
+        _owned("cluster", "p50 by 1 caller in a cluster, ms", "p50_ms", "cluster", 1),
+        Table("digest", "The digest in a load by 256 callers", "storage", _DIGEST),
     ),
     "shared": (*_closed(_LOOPS, "Loads a second"), _CPU, _OVER),
     "arrivals": _open(_LOOPS),
@@ -218,6 +233,7 @@ PLOTS: Final[Mapping[str, tuple[Plot, ...]]] = {
         ),
     ),
     "cas": (_bars("cas-throughput", "Saves, with and without a condition", "server", "saves"),),
+    "principals": (),
     "shared": (
         _lines(
             *("shared-summary", "Loading and renewing sessions of 800 bytes", _BOTH),

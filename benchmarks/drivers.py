@@ -65,10 +65,10 @@ class Way:
             yield operations
 
 
-def storage_of(url: str) -> RedisStorage[Any]:
+def storage_of(url: str, ttl: float = TTL) -> RedisStorage[Any]:
     """Make a storage with the benchmark's names for keys and connections."""
     named = f"{url}{'&' if '?' in url else '?'}client_name={NAME}"
-    return RedisStorage.from_url(named, ttl=TTL, codec=CODEC, key_prefix=PREFIX, timeout=30.0)
+    return RedisStorage.from_url(named, ttl=ttl, codec=CODEC, key_prefix=PREFIX, timeout=30.0)
 
 
 def raw(client: Any) -> Operations:
@@ -154,12 +154,12 @@ async def glide_client(url: str) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def ours_on_cluster(url: str) -> AsyncIterator[RedisStorage[Any]]:
+async def ours_on_cluster(url: str, ttl: float = TTL) -> AsyncIterator[RedisStorage[Any]]:
     """A storage over RedisCluster."""
     # Not entered, because entering connects it: the storage borrows its settings only.
     borrowed = RedisCluster.from_url(url, client_name=NAME)
     async with (
         aclosing(borrowed),
-        RedisStorage(borrowed, ttl=TTL, codec=CODEC, key_prefix=PREFIX, timeout=30.0) as storage,
+        RedisStorage(borrowed, ttl=ttl, codec=CODEC, key_prefix=PREFIX, timeout=30.0) as storage,
     ):
         yield storage

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.support.machine import Steadiness, environment
-from tests.support.proxy_process import proxy_process
+from tests.support.proxy_process import ProxyProcess, proxy_process
 
 from .client import ClientProcess, Job, Measurement, Run, client_process
 from .drivers import Way
@@ -31,7 +31,7 @@ Samples = list[tuple[Row, list[Measurement]]]
 _Found = dict[tuple[Any, ...], tuple[Row, list[Measurement]]]
 
 CALLERS = (1, 32, 256)
-_COUNTED = 20
+_COUNTED = Run(times=20)
 # So long that a whole request arrives before its reply can leave.
 _ROUND_TRIP = 0.004
 _FIGURES = ("throughput", "p50_ms", "p99_ms", "cpu_us")
@@ -47,6 +47,7 @@ class Group:
         labels: More labels for the rows.
         before: Called before the first run. Neighbours with equal clients share the processes.
         after: Called after the last run.
+        ways: The names of the clients that make the runs, or empty for all.
     """
 
     jobs: Sequence[Job]
@@ -54,6 +55,7 @@ class Group:
     labels: Row = field(default_factory=dict)
     before: Callable[[], object] = lambda: None
     after: Callable[[], object] = lambda: None
+    ways: Sequence[str] = ()
 
 
 @dataclass
@@ -124,22 +126,30 @@ class Bench:
         """Make every run once with each client, in random order."""
         cells = []
         for client, run in product(clients, group.runs):
-            if client.job.way != IDLE or run.rate:
+            way = client.job.way
+            if (way != IDLE or run.rate) and way in (group.ways or (way,)):
                 labels = client.job.labels | group.labels | run.labels
                 _, some = found.setdefault(tuple(labels.items()), (labels, []))
                 cells.append((client, replace(run, seed=number), some))
         order = random.Random(number).sample(cells, len(cells))  # noqa: S311
         for client, run, some in self.steps(f"round {number + 1}", order):
+            client.prepare(run)
             some.append(client.measure(run))
 
     def wire(
         self,
         ways: dict[str, Way],
         target: MeasuredServer,
-        operation: str = "load",
-        **labels: Any,
+        runs: Sequence[Run] = (_COUNTED,),
+        label: str = "operation",
     ) -> list[Row]:
-        """Count round trips, commands and bytes of one operation of each way.
+        """Count round trips, commands and bytes of an operation of each way.
+
+        Args:
+            ways: The ways.
+            target: The server.
+            runs: The operations, and how often each is made.
+            label: The label of the operation in the rows.
 
         Raises:
             RuntimeError: The operations differ from each other, so one does not stand for all.
@@ -148,29 +158,14 @@ class Bench:
         host, port = target.address
         with proxy_process(port, host) as proxy:
             for name, way in ways.items():
-                job = Job(name, target.label, target.through(proxy.port), target.ids[:_COUNTED])
+                ids = target.ids[: _COUNTED.times]
+                job = Job(name, target.label, target.through(proxy.port), ids)
                 with self.clients([job]) as clients:
-                    for client in clients:
-                        run = Run(operation, times=_COUNTED)
-                        client.measure(run)  # connects, and fills caches
-                        before = Snapshot.of(target.direct)
-                        proxy.set(round_trip=_ROUND_TRIP, inspects=True)
-                        client.measure(run)
-                        counts = proxy.counts()
-                        executed = Snapshot(Snapshot.of(target.direct) - before).calls()
-                        proxy.set()
-                        figures = {"round_trips": counts.round_trips} | {
-                            "bytes_sent": counts.bytes_in,
-                            "bytes_received": counts.bytes_out,
-                        }
-                        exact = [counts.round_trips, *counts.requests.values(), *executed.values()]
-                        if any(each % _COUNTED for each in exact):
-                            raise RuntimeError(f"operations differ: {counts}, {executed}")
-                        row = {"server": target.label, "way": name, "note": way.note} | labels
-                        row |= {each: round(count / _COUNTED) for each, count in figures.items()}
-                        row["commands"] = _listed(counts.requests)
-                        row["executed"] = _listed(executed)
-                        found.append(row)
+                    for client, run in product(clients, runs):
+                        row = {"server": target.label, "way": name, "note": way.note}
+                        found.append(
+                            row | {label: run.operation} | _count(client, run, proxy, target)
+                        )
         return found
 
     def result(
@@ -197,10 +192,32 @@ class Bench:
         )
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _count(client: ClientProcess, run: Run, proxy: ProxyProcess, target: MeasuredServer) -> Row:
+    """The traffic of one operation: on the wire, and in the statistics of the server."""
+    client.prepare(run)
+    client.measure(run)  # connects, and fills caches
+    client.prepare(run)
+    before = Snapshot.of(target.direct)
+    proxy.set(round_trip=_ROUND_TRIP, inspects=True)
+    client.measure(run)
+    counts = proxy.counts()
+    executed = Snapshot(Snapshot.of(target.direct) - before).calls()
+    proxy.set()
+    if any(each % run.times for each in [counts.round_trips, *counts.requests.values()]):
+        raise RuntimeError(f"operations differ: {counts}, {executed}")
+    return {
+        "round_trips": counts.round_trips // run.times,
+        "bytes_sent": round(counts.bytes_in / run.times),
+        "bytes_received": round(counts.bytes_out / run.times),
+        "commands": _listed(counts.requests, run.times),
+        "executed": _listed(executed, run.times),
+    }
+
+
+def _listed(counts: dict[str, int], times: int) -> str:
     """Commands with the number of their calls in one operation."""
-    each = {name: count // _COUNTED for name, count in counts.items()}
-    return ", ".join(name + (f" x{count}" if count > 1 else "") for name, count in each.items())
+    each = {name: count / times for name, count in counts.items()}
+    return ", ".join(name + (f" x{count:g}" if count != 1 else "") for name, count in each.items())
 
 
 def rows_of(samples: Samples) -> list[Row]:

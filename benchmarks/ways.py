@@ -274,4 +274,5 @@ WAYS: Final[dict[str, Way]] = (
     }
 )
 ON_ONE_SERVER: Final = (OURS, BLOCKING, PLAIN, COREDIS, GLIDE)
+ON_CLUSTER: Final = (OURS_ON_CLUSTER, CLUSTER)
 PACKAGES: Final = ("coredis", "valkey-glide", "uvloop")

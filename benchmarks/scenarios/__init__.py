@@ -8,10 +8,14 @@ from .arrivals import arrivals, tls
 from .closed import cas, load, peers, shared
 from .local import codecs, local
 from .memory import memory
+from .principals import principals
 from .rtt import rtt
 from .server import server
 
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     each.__name__: each
-    for each in (load, rtt, server, peers, local, codecs, cas, shared, arrivals, tls, memory)
+    for each in (
+        *(load, rtt, server, peers, local, codecs),
+        *(cas, principals, shared, arrivals, tls, memory),
+    )
 }

@@ -24,43 +24,29 @@ _KEEPS_UP: Final = 0.95
 
 def arrivals(bench: Bench) -> Result:
     """Measure on one server, in turn on each event loop."""
-    rounds = min(bench.rounds, 3)
     with targets(bench.url) as (target, *_):
-        groups = [
-            Group(_jobs(target, loop), bench.closed(PROXY_CALLERS) + _open(bench))
-            for loop in ("asyncio", AIOFASTNET)
-        ]
-        rows = _rows(bench.measure(groups, rounds))
-    return bench.result(
-        "arrivals", rows, packages=PACKAGES, rounds=rounds, seconds=None, server=target.label
-    )
+        return _measure(bench, "arrivals", target)
 
 
 def tls(bench: Bench) -> Result:
     """Measure over TLS, on asyncio's and aiofastnet's transports."""
-    rounds = min(bench.rounds, 3)
     with over_tls(bench.url) as target:
-        # One process for both loops: 256 TLS connections of redis-py take seconds to open.
-        groups = [
-            Group(
-                [
-                    Job(way, target.label, target.url, target.ids, loop)
-                    for way in (*ON_ONE_SERVER, IDLE)
-                    if loop == "asyncio" or way != GLIDE
-                ],
-                bench.closed(PROXY_CALLERS) + _open(bench),
-            )
-            for loop in ("asyncio", AIOFASTNET)
-        ]
-        rows = _rows(bench.measure(groups, rounds))
-    return bench.result(
-        "tls", rows, packages=[*PACKAGES, "aiofastnet"], rounds=rounds, server=target.label
-    )
+        return _measure(bench, "tls", target)
 
 
-def _jobs(target: MeasuredServer, loop: str) -> list[Job]:
-    ways = [way for way in (*ON_ONE_SERVER, IDLE) if loop != AIOFASTNET or way != GLIDE]
-    return [Job(way, target.label, target.url, target.ids, loop) for way in ways]
+def _measure(bench: Bench, scenario: str, target: MeasuredServer) -> Result:
+    rounds = min(bench.rounds, 3)
+    runs = bench.closed(PROXY_CALLERS) + _open(bench)
+    groups = [
+        Group([Job(way, target.label, target.url, target.ids, loop) for way in ways], runs)
+        for loop, ways in (
+            ("asyncio", (*ON_ONE_SERVER, IDLE)),
+            (AIOFASTNET, (*(way for way in ON_ONE_SERVER if way != GLIDE), IDLE)),
+        )
+    ]
+    rows = _rows(bench.measure(groups, rounds))
+    packages = [*PACKAGES, "aiofastnet"]
+    return bench.result(scenario, rows, packages=packages, rounds=rounds, server=target.label)
 
 
 def _open(bench: Bench) -> list[Run]:

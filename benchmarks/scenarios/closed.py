@@ -12,6 +12,7 @@ import redis
 from tests.support.servers import binaries
 from tests.support.topologies import cluster, connections
 
+from .. import ways
 from ..client import Job, Run
 from ..drivers import NAME
 from ..measure import CALLERS, Bench, Group, Samples, ratios, rows_of
@@ -19,26 +20,6 @@ from ..peers import PACKAGES as LIBRARIES
 from ..peers import PEERS
 from ..results import CONFIRMED, REFUTED, Claim, Result, Row, judge, select, stat
 from ..servers import MeasuredServer, Snapshot, stored, targets
-from ..ways import (
-    ALTERNATIVES,
-    ALWAYS,
-    BLOCKING,
-    CLUSTER,
-    GET,
-    GET_EXPIRE,
-    GETEX,
-    GLIDE,
-    LRU_EXPIRE,
-    ON_ONE_SERVER,
-    OURS,
-    OURS_ON_CLUSTER,
-    PACKAGES,
-    PIPELINE,
-    PLAIN,
-    SAVES,
-    SHARED_GETEX,
-    UNCHANGED,
-)
 from ..workload import callers_text, key, opened, sealed, session
 
 LOOPS: Final = ("asyncio", "uvloop")
@@ -68,46 +49,46 @@ class Compared(NamedTuple):
     figure: str = "throughput"
 
 
-_ONE_COMMAND: Final = "One command is faster than"
+_SLUGS: Final = {ways.BLOCKING: "blocking", ways.PLAIN: "plain", ways.GLIDE: "glide"}
 _LOAD: Final = [
-    Compared(claim, f"GETEX at least {mark} times {what}, same driver", GETEX, other, mark, CALLERS)
-    for claim, what, other, mark in (
-        ("Renewing inside the load costs nothing", "GET", GET, 0.9),
-        (f"{_ONE_COMMAND} two in turn", "that", GET_EXPIRE, 1.2),
-        (f"{_ONE_COMMAND} a pipeline", "that", PIPELINE, 1.2),
+    Compared(claim, f"GETEX at least {target}, same driver", ways.GETEX, other, mark, CALLERS)
+    for claim, target, other, mark in (
+        ("Renewing inside the load costs nothing", "0.9 times GET", ways.GET, 0.9),
+        ("One command is faster than two in turn", "1.2 times that", ways.GET_EXPIRE, 1.2),
+        ("One command is faster than a pipeline", "1.2 times that", ways.PIPELINE, 1.2),
     )
 ]
 _CAS: Final = [
     Compared(
         "A compare-and-set save costs little more than a plain SET",
         "SET at most 1.3 times as many a second, 32 callers",
-        *(ALWAYS, UNCHANGED, 1.3, (32,)),
+        *(ways.ALWAYS, ways.UNCHANGED, 1.3, (32,)),
     )
 ]
 _SHARED: Final = [
     Compared(
         f"Faster than {way}, {callers_text(callers)}",
         f"at least {mark} times",
-        *(OURS_ON_CLUSTER if way == CLUSTER else OURS, way, mark, (callers,)),
+        *(ways.OURS_ON_CLUSTER if way == ways.CLUSTER else ways.OURS, way, mark, (callers,)),
     )
     for way, marks in {
-        BLOCKING: {1: 1.4, 4: 2.8, 32: 5.0, 256: 9.0},
-        PLAIN: {1: 1.2, 4: 2.3, 32: 4.0, 256: 8.0},
-        GLIDE: {256: 2.6},
-        CLUSTER: {256: 3.0},
+        ways.BLOCKING: {1: 1.4, 4: 2.8, 32: 5.0, 256: 9.0},
+        ways.PLAIN: {1: 1.2, 4: 2.3, 32: 4.0, 256: 8.0},
+        ways.GLIDE: {256: 2.6},
+        ways.CLUSTER: {256: 3.0},
     }.items()
     for callers, mark in marks.items()
 ] + [
     Compared(
-        f"CPU of a load beside {BLOCKING}, {callers_text(callers)}",
+        f"CPU of a load beside {ways.BLOCKING}, {callers_text(callers)}",
         f"at most {mark} times",
-        *(OURS, BLOCKING, mark, (callers,), "cpu_us"),
+        *(ways.OURS, ways.BLOCKING, mark, (callers,), "cpu_us"),
     )
     for callers, mark in {1: 0.55, 4: 0.33}.items()
 ]
 
 
-def _judged(samples: Samples, claims: Iterable[Compared], by: str) -> Iterator[Claim]:
+def judged(samples: Samples, claims: Iterable[Compared], by: str) -> Iterator[Claim]:
     """Judge claims for each value of a label: the server, or the event loop."""
     for value in dict.fromkeys(labels[by] for labels, _ in samples):
         present = {labels["way"] for labels, _ in samples if labels[by] == value}
@@ -120,9 +101,9 @@ def _judged(samples: Samples, claims: Iterable[Compared], by: str) -> Iterator[C
                 yield judge(each.claim, each.target, measured, meets, condition)
 
 
-def _exactly_one(claim: str, row: Row) -> Claim:
+def exactly(claim: str, row: Row, count: int = 1) -> Claim:
     """A claim about counted round trips, which are free of noise."""
-    return judge(claim, "exactly 1", [row["round_trips"]], (1).__eq__, row["server"])
+    return judge(claim, f"exactly {count}", [row["round_trips"]], count.__eq__, row["server"])
 
 
 def load(bench: Bench) -> Result:
@@ -132,15 +113,16 @@ def load(bench: Bench) -> Result:
     facts = {"record_bytes": str(len(sealed(session())))}
     with targets(bench.url, every=True) as all_targets:
         for target in all_targets:
-            wire = bench.wire(ALTERNATIVES, target)
-            jobs = [Job(way, target.label, target.url, target.ids) for way in ALTERNATIVES]
+            wire = bench.wire(ways.ALTERNATIVES, target)
+            jobs = [Job(way, target.label, target.url, target.ids) for way in ways.ALTERNATIVES]
             samples = bench.measure([Group(jobs, bench.closed())], bench.rounds)
             rows += wire + rows_of(samples)
-            (ours,), (lru,) = (select(wire, way=way) for way in (SHARED_GETEX, LRU_EXPIRE))
+            (ours,) = select(wire, way=ways.SHARED_GETEX)
+            (lru,) = select(wire, way=ways.LRU_EXPIRE)
             commands = len(ours["commands"].split(", "))
             is_getex = (ours["commands"], ours["executed"]) == ("GETEX", "getex")
             claims += [
-                _exactly_one("A load is one round trip, counted on the wire", ours),
+                exactly("A load is one round trip, counted on the wire", ours),
                 judge(
                     "A load is one command, on the wire and in commandstats",
                     "GETEX once, and nothing else",
@@ -148,8 +130,8 @@ def load(bench: Bench) -> Result:
                     lambda _, is_getex=is_getex: is_getex,  # type: ignore[misc]
                     target.label,
                 ),
-                _exactly_one("An LRU that still sends EXPIRE does not save a round trip", lru),
-                *_judged(samples, _LOAD, "server"),
+                exactly("An LRU that still sends EXPIRE does not save a round trip", lru),
+                *judged(samples, _LOAD, "server"),
             ]
             facts |= {"round_trips": str(ours["round_trips"]), "commands": str(commands)}
     return bench.result("load", rows, claims=claims, facts=facts)
@@ -160,10 +142,10 @@ def peers(bench: Bench) -> Result:
     rows: list[Row] = []
     with targets(bench.url) as (target, *_):
         jobs = [Job(name, target.label, target.url, target.ids) for name in PEERS]
-        for workload in ("load", "cycle"):
-            labels = {"workload": workload}
-            group = Group(jobs, bench.closed(operation=workload), labels)
-            rows += bench.wire(PEERS, target, workload, **labels)
+        workloads = ("load", "cycle")
+        rows += bench.wire(PEERS, target, [Run(each, times=20) for each in workloads], "workload")
+        for workload in workloads:
+            group = Group(jobs, bench.closed(operation=workload), {"workload": workload})
             rows += rows_of(bench.measure([group], bench.rounds))
     return bench.result("peers", rows, packages=LIBRARIES)
 
@@ -178,19 +160,19 @@ def cas(bench: Bench) -> Result:
     increments = _WRITERS * (3 if bench.quick else 20)
     with targets(bench.url, every=True) as all_targets:
         for target in all_targets:
-            wire = bench.wire(SAVES, target)
+            wire = bench.wire(ways.SAVES, target)
             # They do not share sessions, so that revisions do not conflict.
             jobs = [
-                Job(way, target.label, target.url, target.ids[place :: len(SAVES)])
-                for place, way in enumerate(SAVES)
+                Job(way, target.label, target.url, target.ids[place :: len(ways.SAVES)])
+                for place, way in enumerate(ways.SAVES)
             ]
             samples = bench.measure([Group(jobs, bench.closed())], bench.rounds)
-            (unchanged,) = select(wire, way=UNCHANGED)
+            (unchanged,) = select(wire, way=ways.UNCHANGED)
             hot = _hot(bench, target, increments)
             rows += [*wire, *rows_of(samples), hot]
             claims += [
-                _exactly_one("A compare-and-set save is one round trip", unchanged),
-                *_judged(samples, _CAS, "server"),
+                exactly("A compare-and-set save is one round trip", unchanged),
+                *judged(samples, _CAS, "server"),
                 Claim(
                     f"{_WRITERS} writers on one session: every increment is counted",
                     f"{increments} of {increments}",
@@ -210,7 +192,7 @@ def _hot(bench: Bench, target: MeasuredServer, increments: int) -> Row:
     direct = target.direct
     for _ in bench.steps(f"one hot session, {target.label}", range(bench.rounds)):
         with stored(direct, ["hot-session-of-the-benchmark-" + "x" * 14]) as (id,):
-            job = Job(OURS, target.label, target.url, [id] * _WRITERS)
+            job = Job(ways.OURS, target.label, target.url, [id] * _WRITERS)
             with bench.clients([job]) as (client,):
                 before = Snapshot.of(direct)
                 measured = client.measure(Run("increment", _WRITERS, times=increments))
@@ -229,7 +211,7 @@ def shared(bench: Bench) -> Result:
     counted: list[float] = []
     with (
         targets(bench.url) as (target, *_),
-        _cluster(bench, target.ids) as (cluster_url, masters),
+        sessions_on_cluster(bench, target.ids) as (cluster_url, masters),
     ):
 
         def count_one() -> None:
@@ -241,21 +223,21 @@ def shared(bench: Bench) -> Result:
 
         groups = [
             Group(
-                [Job(way, server, url, target.ids, loop) for way in ways],
+                [Job(way, server, url, target.ids, loop) for way in names],
                 bench.closed(callers),
                 after=count,
             )
             for loop in LOOPS
-            for server, url, ways, callers, count in (
-                ("one server", target.url, ON_ONE_SERVER, PROXY_CALLERS, count_one),
-                ("cluster", cluster_url, (OURS_ON_CLUSTER, CLUSTER), CALLERS, count_masters),
+            for server, url, names, callers, count in (
+                ("one server", target.url, ways.ON_ONE_SERVER, PROXY_CALLERS, count_one),
+                ("cluster", cluster_url, ways.ON_CLUSTER, CALLERS, count_masters),
             )
             if url
         ]
         samples = bench.measure(groups, bench.rounds)
-    claims = [*_judged(samples, _SHARED, "loop")]
+    claims = [*judged(samples, _SHARED, "loop")]
     for labels, some in samples:
-        if labels["way"] == OURS and labels["callers"] == 256:
+        if labels["way"] == ways.OURS and labels["callers"] == 256:
             tails = [sample.p99_ms / sample.p50_ms for sample in some]
             claim, target_text = "p99 near p50, 256 callers", "at most 2.5 times"
             claims.append(judge(claim, target_text, tails, (2.5).__ge__, labels["loop"]))
@@ -264,7 +246,7 @@ def shared(bench: Bench) -> Result:
     compared = [*_compared(samples)]
     facts = {}
     for row in select(compared, loop="asyncio"):
-        if slug := {BLOCKING: "blocking", PLAIN: "plain", GLIDE: "glide"}.get(row["over"]):
+        if slug := _SLUGS.get(row["over"]):
             facts[f"over_{slug}_{row['callers']}"] = f"{row['times']['median']:.1f}"
             facts[f"cpu_of_{slug}_{row['callers']}"] = f"{row['cpu_times']['median']:.2f}"
     return bench.result(
@@ -272,13 +254,13 @@ def shared(bench: Bench) -> Result:
         rows_of(samples) + compared,
         claims=claims,
         facts=facts,
-        packages=PACKAGES,
+        packages=ways.PACKAGES,
         server=target.label,
     )
 
 
 @contextmanager
-def _cluster(bench: Bench, ids: list[str]) -> Iterator[tuple[str, list[Any]]]:
+def sessions_on_cluster(bench: Bench, ids: list[str]) -> Iterator[tuple[str, list[Any]]]:
     """A cluster with the sessions, and its masters; or none beside --url."""
     if bench.url is not None:
         bench.missing["cluster"] = "not measured on a server of the user's own"
@@ -293,9 +275,9 @@ def _cluster(bench: Bench, ids: list[str]) -> Iterator[tuple[str, list[Any]]]:
 def _compared(samples: Samples) -> Iterator[Row]:
     """Rows of ratios within the rounds: the storage over each client."""
     for labels, _ in samples:
-        if labels["server"] != "cluster" and labels["way"] != OURS:
+        if labels["server"] != "cluster" and labels["way"] != ways.OURS:
             loop, callers = labels["loop"], labels["callers"]
-            ours, other = ({"loop": loop, "way": way} for way in (OURS, labels["way"]))
+            ours, other = ({"loop": loop, "way": way} for way in (ways.OURS, labels["way"]))
             yield {
                 "loop": loop,
                 "over": labels["way"],
