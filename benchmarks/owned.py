@@ -16,7 +16,7 @@ from .workload import session, sessions
 
 WITHOUT: Final = "no principal"
 WITH: Final = "principal"
-CHECKED: Final = "principal, checked"
+CHECKED: Final = "principal, checked or limited"
 MOST: Final = 5
 LISTS: Final = (1, 10, 100)
 COUNT: Final = f"count of {LISTS[-1]}"
