@@ -143,13 +143,7 @@ class Bench:
         runs: Sequence[Run] = (_COUNTED,),
         label: str = "operation",
     ) -> list[Row]:
-        """Count round trips, commands and bytes of an operation of each way.
-
-        Args:
-            ways: The ways.
-            target: The server.
-            runs: The operations, and how often each is made.
-            label: The label of the operation in the rows.
+        """Count round trips, commands and bytes of each operation of each way.
 
         Raises:
             RuntimeError: The operations differ from each other, so one does not stand for all.
