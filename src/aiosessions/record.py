@@ -21,6 +21,7 @@ are not a record, a newer format, and a session that is stored under the id of a
 import secrets
 from base64 import urlsafe_b64encode
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ EXISTS = "there is a session with this id"
 CHANGED = "the session was written since it was loaded"
 
 PLAIN, OWNED, ROTATED = b"1", b"2", b"3"
+_FORMATS_OF_SESSIONS = frozenset({PLAIN, OWNED})
 HEADER_BYTES = 79
 NO_DEADLINE = 999_999_999_999_999
 _PLAIN_HEADER_BYTES = 32
@@ -129,13 +131,13 @@ def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") 
 
 def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:
     """As `unseal`, by the digest of the id. The session has the digest in place of its id."""
-    deadline = NO_DEADLINE
-    # The most frequent header first: it needs no number.
-    if record[_DEADLINE] != _NEVER or record[:1] != PLAIN:
+    deadline, format = NO_DEADLINE, record[:1]
+    # The most frequent headers first: they need no number.
+    if record[_DEADLINE] != _NEVER or format not in _FORMATS_OF_SESSIONS:
         deadline = deadline_of(record)
         if deadline != NO_DEADLINE and deadline <= now():
             raise SessionNotFound(NOT_FOUND)
-    start = _PLAIN_HEADER_BYTES if record[:1] == PLAIN else HEADER_BYTES
+    start = _PLAIN_HEADER_BYTES if format == PLAIN else HEADER_BYTES
     try:
         session = codec.decode(record[start:])
         problem = _mismatch(session, digest, deadline)
@@ -196,7 +198,7 @@ def deadline_of(record: bytes) -> int:
     if len(deadline) == 15 and deadline.isdigit():
         if format == PLAIN:
             return int(deadline)
-        if format in (OWNED, ROTATED) and len(record) >= HEADER_BYTES and record[_LEASE].isdigit():
+        if format in (OWNED, ROTATED) and len(record) >= HEADER_BYTES:
             return int(deadline)
     if format.isdigit() and format > ROTATED:
         message = f"the stored session has format {format.decode()}; this release reads 1 to 3"
@@ -211,8 +213,15 @@ def revision_of(record: bytes) -> str:
 
 
 def lease_of(record: bytes) -> int:
-    """The lease of a record with a principal, in milliseconds since the epoch."""
-    return int(record[_LEASE])
+    """The lease of a record with a principal, in milliseconds since the epoch.
+
+    Raises:
+        CorruptSession: It is not a number.
+    """
+    lease = record[_LEASE]
+    if not lease.isdigit():
+        raise CorruptSession("the stored value is not a session record")
+    return int(lease)
 
 
 def owner_of(record: bytes) -> bytes:
@@ -225,6 +234,7 @@ def is_rotated(record: bytes) -> bool:
     return record[:1] == ROTATED
 
 
+@lru_cache(maxsize=4096)
 def principal_digest(principal: str) -> str:
     """32 hexadecimal digits that stand for a principal in a header and in the key of its index."""
     return sha256(b"principal:" + principal.encode(errors="surrogatepass")).hexdigest()[:32]

@@ -97,16 +97,23 @@ class Index(Generic[D]):
             await self._prune(deadline, index, dead)
         return bytes(lease)
 
+    def needs_renewal(self, record: bytes) -> bool:
+        """Whether less than two TTLs of a session's lease are left, and the session may need them.
+
+        Raises:
+            CorruptSession: The lease is not a number.
+        """
+        lease = lease_of(record)
+        return lease - self._time.now() < 2 * self._ttl and deadline_of(record) > lease
+
     async def renew(self, deadline: float, key: bytes, record: bytes) -> None:
-        """Extend the lease of a session that was loaded, if it needs to be.
+        """Extend the lease of a session that was loaded.
 
         Raises:
             StorageUnavailable: The index cannot be written, and the lease may end before the
                 session does.
         """
         left = lease_of(record) - self._time.now()
-        if left >= 2 * self._ttl or deadline_of(record) <= lease_of(record):
-            return
         revision = revision_of(record).encode()
         try:
             if self.on_one_server:

@@ -207,7 +207,7 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
                     self._unreadable.popitem(last=False)
                 raise
             break
-        if record[:1] != PLAIN:
+        if record[:1] != PLAIN and self._index.needs_renewal(record):
             await self._index.renew(deadline, key, record)
         session.id = id
         return session
