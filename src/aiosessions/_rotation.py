@@ -3,7 +3,8 @@
     step                                     a crash after this step leaves
     1  store the new session (ABSENT)        the old id as it was
     2  mark the old one (UNCHANGED)          the old id read-only until the mark expires
-    3  without grace: remove the old one     only the new id
+    3  admit the new one, under a limit      the same
+    4  without grace: remove the old one     only the new id
 
 Invariants:
 
@@ -11,10 +12,10 @@ Invariants:
   old id makes step 2 fail.
 - A rotation that raises has deleted the new session and restored the old one, unless the storage
   cannot be reached. Refused writes, lost replies and cancellation are all covered. The exception is
-  a cancellation during step 3: then the rotation is complete, and only the new id is left.
-- Every mark is random, so a rotation recognises its own mark after a lost reply. Step 3 is a
+  a cancellation during step 4: then the rotation is complete, and only the new id is left.
+- Every mark is random, so a rotation recognises its own mark after a lost reply. Step 4 is a
   separate write for that reason: a missing record may also mean that the session was deleted.
-- Steps 2 and 3 and the restoring write are conditional on the revision, so they never bring back a
+- Steps 2 and 4 and the restoring write are conditional on the revision, so they never bring back a
   session that another client has deleted.
 """
 
@@ -22,7 +23,7 @@ import asyncio
 import contextlib
 import copy
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -73,6 +74,7 @@ async def move(  # noqa: C901 - one step after another, each with its way back
     grace: timedelta,
     *,
     drawn: bool,
+    admit: Callable[[], Awaitable[object]],
 ) -> Session[D]:
     """Store the draft as a new session; then make `old` read-only for `grace`, or remove it.
 
@@ -83,6 +85,7 @@ async def move(  # noqa: C901 - one step after another, each with its way back
         now: The current time.
         grace: The time for which the old id still answers; 0 to remove it.
         drawn: True if the new id is random, so that only this call can have stored it.
+        admit: Makes room for the new session. If it raises, the rotation is undone.
 
     Returns:
         The new session. It was created when `old` was, and ends no later.
@@ -118,7 +121,7 @@ async def move(  # noqa: C901 - one step after another, each with its way back
         await storage.store(new, when=When.ABSENT)
     except BaseException as error:
         if _in_doubt(error):
-            await _to_the_end(partial(_discard, storage, new, drawn=drawn))
+            await take_back(storage, new, drawn=drawn)
         raise
     removed = False
 
@@ -129,6 +132,7 @@ async def move(  # noqa: C901 - one step after another, each with its way back
 
     try:
         await _mark(storage, marked)
+        await admit()
         if not grace:
             await _to_the_end(remove_old)
     except GeneratorExit:  # the coroutine is being closed, so it cannot wait for anything
@@ -141,6 +145,17 @@ async def move(  # noqa: C901 - one step after another, each with its way back
             raise SessionRotated(ROTATED) from None
         raise
     return new
+
+
+async def take_back(storage: Storage[D], new: Session[D], *, drawn: bool) -> None:
+    """Delete a new session, because its caller gets an error. Not cancellable.
+
+    Args:
+        storage: The storage of the session.
+        new: The session.
+        drawn: As for `move`. False if another client's session may have the id.
+    """
+    await _to_the_end(partial(_discard, storage, new, drawn=drawn))
 
 
 async def remove(storage: Storage[D], session: Session[D]) -> None:
@@ -244,7 +259,7 @@ async def _undo(storage: Storage[D], old: Session[D], new: Session[D], marked: S
 
 
 async def _discard(storage: Storage[D], new: Session[D], *, drawn: bool) -> None:
-    """Delete the new session if this rotation has stored it. Not cancellable."""
+    """Delete the new session if this call has stored it."""
     with anyio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(Exception):
         if not drawn:
             # Under an id that the caller named, there may be the session of another client.

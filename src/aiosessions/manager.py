@@ -11,20 +11,19 @@ Invariants:
 """
 
 import builtins
-import contextlib
 import copy
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Generic, Self
 
-import anyio
 from msgspec import UNSET
 
 from ._lifetime import Lifetime
 from ._principals import MOVED, Owner, check_owner, check_owner_type, check_unmoved, indexed
 from ._retry import Change, Retry, apply
-from ._rotation import ROTATED, check_metadata, explain, move
+from ._rotation import ROTATED, check_metadata, explain, move, take_back
 from ._sweep import Sweeper
 from .errors import (
     InvalidSession,
@@ -37,8 +36,6 @@ from .session import D, Session, SessionInfo, check_id, new_session_id, revised
 from .storage import Clock, Storage, When, check_count, check_storage, milliseconds
 
 __all__ = ["ROTATED_KEY", "SessionManager"]
-# The longest time to take back a session that could not be returned, in seconds.
-_TIMEOUT = 5.0
 _NO_DATA: Any = None  # for each D; a codec whose data type has no None refuses it
 
 
@@ -137,7 +134,14 @@ class SessionManager(Generic[D]):
         )
         session.expires_at = self._lifetime.end_of(session)
         await self._storage.store(session, when=When.ABSENT)
-        await self._trim(session)
+        try:
+            await self._trim(session)
+        except GeneratorExit:  # the coroutine is being closed, so it cannot wait for anything
+            raise
+        except BaseException:
+            # The caller does not learn the id, so only the TTL would end the session.
+            await take_back(self._storage, session, drawn=True)
+            raise
         return session
 
     async def get(self, id: str, *, principal: Owner = UNSET) -> Session[D]:
@@ -299,16 +303,15 @@ class SessionManager(Generic[D]):
             if change is not None:
                 await apply(change, new)
             check_metadata(new.metadata)
+            admit = partial(self._trim, new, owned_by=old.principal)
             try:
                 now, drawn = self._now(), new_id is None
-                moved = await move(self._storage, old, new, now, self._grace, drawn=drawn)
+                return await move(
+                    self._storage, old, new, now, self._grace, drawn=drawn, admit=admit
+                )
             except SessionConflict:
                 if draft is not None or not await retry.wait():
                     raise
-            else:
-                if moved.principal != old.principal:
-                    await self._trim(moved)
-                return moved
 
     async def list(self, principal: str) -> builtins.list[SessionInfo[D]]:
         """Return the sessions of a principal, the latest update first. Renews nothing.
@@ -359,18 +362,16 @@ class SessionManager(Generic[D]):
         """
         return await indexed(self._storage).revoke_all(principal, keep=keep)
 
-    async def _trim(self, session: Session[D]) -> None:
-        """Enforce the limit of sessions after a principal has got this one."""
-        if self._max_per_principal is None or session.principal is None:
-            return
-        try:
-            storage = indexed(self._storage)
-            await storage.trim(session.principal, self._max_per_principal, keep=session.id)
-        except BaseException:
-            # The caller does not learn the id, so nobody could end the session.
-            with anyio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(Exception):
-                await self._storage.delete(session.id)
-            raise
+    async def _trim(self, session: Session[D], *, owned_by: str | None = None) -> None:
+        """Enforce the limit of sessions after a principal has got this one.
+
+        Args:
+            session: The session.
+            owned_by: The principal that had the session before.
+        """
+        principal, most = session.principal, self._max_per_principal
+        if most is not None and principal is not None and principal != owned_by:
+            await indexed(self._storage).trim(principal, most, keep=session.id)
 
     async def _load_writable(self, id: str, principal: Owner) -> Session[D]:
         session = await self._lifetime.load(id)

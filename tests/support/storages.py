@@ -1,5 +1,6 @@
 """Storages for tests of their users: a reference, and one that can be intercepted."""
 
+import builtins
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ import pytest
 from aiosessions import (
     Clock,
     Codec,
+    IndexedStorage,
     JsonCodec,
     LocalStorage,
     Session,
     SessionConflict,
     SessionExists,
+    SessionInfo,
     SessionManager,
     SessionNotFound,
     Storage,
@@ -255,6 +258,32 @@ class InterceptedStorage(Storage[Any]):
             await self._intercept(number, name)
 
 
+class InterceptedIndexedStorage(InterceptedStorage, IndexedStorage[Any]):
+    """As `InterceptedStorage`, with the index of `inner`."""
+
+    async def list(self, principal: str) -> builtins.list[SessionInfo[Any]]:
+        """Pass a list on."""
+        return await self._call("list", functools.partial(self.inner.list, principal))
+
+    async def count(self, principal: str) -> int:
+        """Pass a count on."""
+        return await self._call("count", functools.partial(self.inner.count, principal))
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """Pass a revocation on."""
+        return await self._call("revoke", functools.partial(self.inner.revoke, principal, digest))
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """Pass a sign-out on."""
+        verb = functools.partial(self.inner.revoke_all, principal, keep=keep)
+        return await self._call("revoke_all", verb)
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """Pass the enforcement of a limit on."""
+        verb = functools.partial(self.inner.trim, principal, most, keep=keep)
+        return await self._call("trim", verb)
+
+
 # The points of a rotation: load, store absent, store unchanged; and store unchanged once more
 # without grace.
 every_point = pytest.mark.parametrize("point", range(9))
@@ -272,12 +301,14 @@ class Replicas:
         rival: The manager of the second replica. Its calls are not intercepted.
     """
 
+    storage_type: type[InterceptedStorage] = InterceptedStorage
+
     def __init__(
         self, *, ttl: float = 600, codec: Codec[Any] | None = None, **options: Any
     ) -> None:
         self.clock = FakeClock()
         inner = LocalStorage[Any](ttl=ttl, clock=self.clock, codec=codec or JsonCodec())
-        self.storage = InterceptedStorage(inner)
+        self.storage = self.storage_type(inner)
         self.sessions = SessionManager[Any](self.storage, clock=self.clock, **options)
         self.rival = SessionManager[Any](inner, clock=self.clock, **options)
 
@@ -301,6 +332,12 @@ class Replicas:
         """The number of sessions in the storage, under any id."""
         await self.storage.inner.delete_expired()
         return self.storage.inner.statistics().sessions
+
+
+class IndexedReplicas(Replicas):
+    """Replicas whose storage finds the sessions of a principal."""
+
+    storage_type = InterceptedIndexedStorage
 
 
 def fields(session: Session[Any]) -> dict[str, Any]:
