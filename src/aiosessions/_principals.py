@@ -45,8 +45,7 @@ def check_owner(session: Session[D], principal: Owner) -> None:
 async def check_unmoved(storage: Storage[D], session: Session[D]) -> None:
     """Check that a session still has the principal under which it was stored.
 
-    The revision of this package's records tells. For the revision of another storage, the session
-    is loaded.
+    The revision of one of this package's records tells without a load.
 
     Raises:
         InvalidSession: It has another one.
@@ -54,10 +53,11 @@ async def check_unmoved(storage: Storage[D], session: Session[D]) -> None:
     """
     if not session.revision:  # it matches no stored revision
         return
-    unmoved = is_written_for(session.revision, session.principal)
-    if unmoved is None:
-        unmoved = (await storage.load(session.id)).principal == session.principal
-    if not unmoved:
+    if is_written_for(session.revision, session.principal):
+        return
+    # Its owner has changed, or another storage made the revision.
+    stored = await storage.load(session.id)
+    if stored.principal != session.principal:
         raise InvalidSession(MOVED)
 
 

@@ -100,7 +100,7 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
         # Without a chain: the text of the error may quote the payload.
         raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
-    revision = _new_revision(session.principal)
+    revision = _revision(secrets.token_urlsafe(8), session.principal)
     deadline = _milliseconds_of(expires_at)
     if session.principal is None:
         header = b"%b%b%015d" % (PLAIN, revision.encode(), deadline)
@@ -240,19 +240,13 @@ def principal_digest(principal: str) -> str:
     return sha256(b"principal:" + principal.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def is_written_for(revision: str, principal: str | None) -> bool | None:
-    """Whether `seal` made a revision for this principal; None if `seal` did not make it."""
-    if len(revision) != 16 or revision[11] != ".":
-        return None
-    return revision[12:] == _check_of(revision[:11], principal)
+def is_written_for(revision: str, principal: str | None) -> bool:
+    """Whether `seal` made a revision for this principal."""
+    return revision == _revision(revision[:11], principal)
 
 
-def _new_revision(principal: str | None) -> str:
-    """A random revision that fits one principal, so that a changed one is seen without a load."""
-    random = secrets.token_urlsafe(8)
-    return f"{random}.{_check_of(random, principal)}"
-
-
-def _check_of(random: str, principal: str | None) -> str:
+def _revision(random: str, principal: str | None) -> str:
+    """A revision that fits one principal, so that a changed one is seen without a load."""
     text = random if principal is None else f"{random}={principal}"
-    return urlsafe_b64encode(sha256(text.encode(errors="surrogatepass")).digest()[:3]).decode()
+    check = sha256(text.encode(errors="surrogatepass")).digest()[:3]
+    return f"{random}.{urlsafe_b64encode(check).decode()}"
