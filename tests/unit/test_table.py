@@ -1,9 +1,10 @@
-"""The bounded table: expiry on two clocks, eviction, sweeps, and removed keys."""
+"""The bounded table: expiry on two clocks, eviction, groups, sweeps, and removed keys."""
 
 import gc
 import math
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -68,6 +69,93 @@ def test_deadlines_end_entries_in_any_order(history: list[tuple[str, int]]) -> N
         assert sweep(table) == sum(seconds == now for seconds in ends.values())
         assert (len(table), table.bytes) == (len(left), sum(left.values()))
         clock.advance(1)
+
+
+class GroupModel:
+    """What the groups of a table hold: every entry, the least recently used first.
+
+    An entry is a group and a deadline in seconds, and no entry goes idle.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.now = 0
+        self.entries: dict[str, tuple[str | None, float]] = {}
+
+    def put(self, key: str, group: str | None, deadline: float) -> None:
+        """Write an entry, and make room for it."""
+        self.entries.pop(key, None)
+        if deadline > self.now:
+            self.entries[key] = group, deadline
+        while len(self.entries) > self.room:
+            past = [key for key, entry in self.entries.items() if entry[1] <= self.now]
+            oldest = next(iter(self.entries))
+            self.entries.pop(min(past, key=lambda key: self.entries[key][1], default=oldest))
+
+    def touch(self, key: str) -> None:
+        """Use an entry."""
+        self.entries[key] = self.entries.pop(key)
+
+    def group(self, name: str) -> list[str]:
+        """Return the live entries of a group."""
+        return [k for k, (group, end) in self.entries.items() if group == name and end > self.now]
+
+
+# A key, its group, and the seconds to its deadline; without seconds, an event that writes nothing.
+group_events = st.tuples(
+    st.sampled_from("abcdef"),
+    st.sampled_from(["g", "h", None]),
+    st.sampled_from([1, 2, 3, math.inf, 0, "touch", "remove", "advance", "sweep", "clear"]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(group_events, max_size=60))
+def test_groups_hold_their_live_entries(history: list[tuple[str, str | None, Any]]) -> None:
+    """A group has them in the order of last use, after writes, moves, evictions and removals."""
+    clock = FakeClock()
+    table, model = make(clock, max_entries=4), GroupModel(4)
+    for key, group, event in history:
+        if event == "touch":
+            if key in model.entries:
+                table.touch(key)
+                model.touch(key)
+        elif event == "remove":
+            table.remove(key)
+            model.entries.pop(key, None)
+        elif event == "advance":
+            clock.advance(1)
+            model.now += 1
+        elif event == "sweep":
+            sweep(table)
+            live_now = {k: entry for k, entry in model.entries.items() if entry[1] > model.now}
+            model.entries = live_now
+        elif event == "clear":
+            table.clear()
+            model.entries.clear()
+        else:
+            # Deadlines at different times differ, so that their order is certain.
+            table.put(key, b"", after(clock, event * SECOND), group)
+            model.put(key, group, model.now + event)
+
+        for name in "gh":
+            assert table.group(name) == model.group(name)
+        assert len(table) == len(model.entries)
+
+
+def test_idle_entries_leave_their_group(clock: FakeClock) -> None:
+    """At the TTL, and before any sweep."""
+    table = make(clock)
+    table.put("a", b"", group="g")
+    clock.advance(59.999)
+    table.put("b", b"", group="g")
+
+    assert table.group("g") == ["a", "b"]
+    clock.advance(0.001)
+    assert table.group("g") == ["b"]
+    table.put("a", b"", group="g")
+    assert table.group("g") == ["b", "a"]
+    assert table.group("h") == []
 
 
 def test_steps_of_the_wall_clock_move_deadlines_only(clock: FakeClock) -> None:
@@ -164,16 +252,16 @@ class Key(str):
     __slots__ = ("__weakref__",)
 
 
-@pytest.mark.parametrize(
-    "remove",
-    [
-        pytest.param(lambda table, key: table.remove(key), id="remove"),
-        pytest.param(lambda table, key: table.put(key, b"", 0), id="put-past-the-deadline"),
-        pytest.param(lambda table, _: fill(table, "wxyz"), id="evict"),
-        pytest.param(lambda table, _: sweep(table, 10**15), id="sweep"),
-        pytest.param(lambda table, _: table.clear(), id="clear"),
-    ],
-)
+REMOVALS = [
+    pytest.param(lambda table, key: table.remove(key), id="remove"),
+    pytest.param(lambda table, key: table.put(key, b"", 0), id="put-past-the-deadline"),
+    pytest.param(lambda table, _: fill(table, "wxyz"), id="evict"),
+    pytest.param(lambda table, _: sweep(table, 10**15), id="sweep"),
+    pytest.param(lambda table, _: table.clear(), id="clear"),
+]
+
+
+@pytest.mark.parametrize("remove", REMOVALS)
 def test_removed_key_is_forgotten(clock: FakeClock, remove: Callable[[Table, str], object]) -> None:
     """No reference to a removed key stays in memory: keys are credentials."""
     table = make(clock, max_entries=4)
@@ -185,6 +273,30 @@ def test_removed_key_is_forgotten(clock: FakeClock, remove: Callable[[Table, str
     reference = weakref.ref(key)
 
     del key
+    gc.collect()
+
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        *REMOVALS,
+        pytest.param(lambda table, key: table.put(key, b"", group="other"), id="other-group"),
+        pytest.param(lambda table, key: table.put(key, b""), id="no-group"),
+    ],
+)
+def test_empty_group_is_forgotten(clock: FakeClock, leave: Callable[[Table, str], object]) -> None:
+    """A group takes no memory after its last entry has left it."""
+    table = make(clock, max_entries=4)
+    name = Key("alice")
+    for key in "xyx":
+        table.put(key, b"", after(clock, SECOND), name)
+    table.remove("y")
+    leave(table, "x")
+    reference = weakref.ref(name)
+
+    del name
     gc.collect()
 
     assert reference() is None
