@@ -17,6 +17,7 @@ from aiosessions import (
     SessionNotFound,
     StorageClosed,
     When,
+    session_digest,
 )
 from aiosessions.local import LocalStatistics
 from aiosessions.testing import FakeClock
@@ -25,11 +26,16 @@ from tests.support.loops import on_both
 Storage = LocalStorage[Any]
 Verb = Callable[[Storage], Coroutine[Any, Any, object]]
 
-# Each verb on the session "x", which is stored.
+# Each verb on the session "x" of alice, which is stored.
 CANCELLABLE: dict[str, Verb] = {
     "store": lambda storage: storage.store(Session(id="x", data="new")),
     "load": lambda storage: storage.load("x"),
     "delete": lambda storage: storage.delete("x"),
+    "list": lambda storage: storage.list("alice"),
+    "count": lambda storage: storage.count("alice"),
+    "revoke": lambda storage: storage.revoke("alice", session_digest("x")),
+    "revoke_all": lambda storage: storage.revoke_all("alice"),
+    "trim": lambda storage: storage.trim("alice", 1, keep="y"),
     "delete_expired": lambda storage: storage.delete_expired(FakeClock().now() + timedelta(days=1)),
 }
 VERBS: dict[str, Verb] = CANCELLABLE | {"aclose": lambda storage: storage.aclose()}
@@ -54,7 +60,7 @@ async def data_of(storage: Storage, id: str) -> object:
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 async def test_verb_yields_once_before_it_acts(verb: Verb) -> None:
     """Other tasks can run before its decision, but not between its decision and its action."""
-    storage = await storage_with("x", data="old")
+    storage = await storage_with("x", "y", data="old", principal="alice")
     coroutine = verb(storage)
 
     coroutine.send(None)
@@ -70,7 +76,7 @@ async def test_verb_in_a_cancelled_scope_does_nothing(
 ) -> None:
     """It raises the cancellation, and neither changes nor renews the stored session."""
     clock = FakeClock()
-    storage = await storage_with("x", clock=clock, data="old")
+    storage = await storage_with("x", "y", clock=clock, data="old", principal="alice")
     clock.advance(30)
 
     with anyio.CancelScope() as scope:
@@ -79,7 +85,7 @@ async def test_verb_in_a_cancelled_scope_does_nothing(
 
     assert scope.cancelled_caught
     clock.advance(wait)
-    assert storage.statistics().sessions == 1
+    assert storage.statistics().sessions == 2
     assert await data_of(storage, "x") == expected
 
 
