@@ -229,6 +229,8 @@ GARBAGE = {
     "other-payload": HEADER + b"\xff\xfe",
     "no-id": HEADER + b"{}",
     "no-lease": b"2" + HEADER[1:] + PAYLOAD + b" " * 99,
+    "lease-letters": HEADERS["full"][:32] + b"lease-as-letter" + OWNER + PAYLOAD,
+    "no-owner": HEADERS["full"][:78],
     "two-records": (HEADER + PAYLOAD) * 2,
 }
 
@@ -314,6 +316,7 @@ class Subclass(Session[Any]):
     [
         *((Session(id=id), InvalidSessionId, "a session id") for id in ("", "a b", "x" * 257)),
         (Subclass(id="x"), InvalidSession, r"Subclass is a subclass of Session, .* in its data"),
+        (Session(id="x", principal=b"p"), InvalidSession, "a principal is a str, not bytes"),  # type: ignore[arg-type]
         (Session(id="x", revision=b"r"), InvalidSession, "a revision is a str, not bytes"),  # type: ignore[arg-type]
         *((other, TypeError, "a session is a Session") for other in (None, {"id": "x"}, Session)),
         *(
