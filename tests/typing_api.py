@@ -11,6 +11,7 @@ from aiosessions import (
     Clock,
     Codec,
     EncryptedCodec,
+    IndexedStorage,
     InvalidSession,
     JsonCodec,
     LocalStorage,
@@ -18,12 +19,14 @@ from aiosessions import (
     RedisStorage,
     Session,
     SessionError,
+    SessionInfo,
     SessionManager,
     SessionNotFound,
     Storage,
     StorageUnavailable,
     When,
     new_session_id,
+    session_digest,
 )
 
 
@@ -41,6 +44,9 @@ assert_type(session, Session[Cart])
 assert_type(session.principal, str | None)
 assert_type(session.data.items, list[str])
 assert_type(session.expires_at, datetime | None)
+assert_type(session.digest, str)
+assert_type(session_digest("x"), str)
+session.digest = "x"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 empty: Session[Cart | None] = Session(id="x")
 missing: Session[Cart] = Session(id="x")  # pyright: ignore[reportAssignmentType]  # no None in it
@@ -88,6 +94,7 @@ assert_type(owned, RedisStorage[Cart])
 plain: LocalStorage[dict[str, int]] = LocalStorage(ttl=60)
 anything: Storage[Any] = RedisStorage.from_url("redis://localhost", ttl=60)
 storages: list[Storage[Cart]] = [local, owned]
+indexed: list[IndexedStorage[Cart]] = [local, owned]
 
 
 async def five_verbs(storage: Storage[Cart]) -> None:
@@ -118,6 +125,29 @@ async def manager() -> None:
         await entered.create(data="tea")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         await entered.create(data=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SessionManager("redis://localhost")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def principals(sessions: SessionManager[Cart], storage: IndexedStorage[Cart]) -> None:
+    """Owners are checked, and their sessions are listed with their data."""
+    infos = await sessions.list("ada")
+    assert_type(infos, list[SessionInfo[Cart]])
+    assert_type(infos[0].data, Cart)
+    assert_type(infos[0].principal, str | None)
+    assert_type(await sessions.count("ada"), int)
+    assert_type(await sessions.revoke("ada", infos[0].digest), bool)
+    assert_type(await sessions.revoke_all("ada"), int)
+    assert_type(await sessions.revoke_all("ada", keep="x"), int)
+    for owner in ("ada", None):
+        assert_type(await sessions.get("x", principal=owner), Session[Cart])
+        assert_type(await sessions.mutate("x", add, principal=owner), Session[Cart])
+        assert_type(await sessions.rotate("x", add, principal=owner), Session[Cart])
+    await sessions.get("x", principal=b"ada")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await sessions.list(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    _ = infos[0].id  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    infos[0].kind = "x"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    assert_type(await storage.list("ada"), list[SessionInfo[Cart]])
+    assert_type(await storage.trim("ada", 5, keep="x"), int)
+    assert_type(SessionManager(storage, max_per_principal=5), SessionManager[Cart])
 
 
 def add(changed: Session[Cart]) -> None:
@@ -196,6 +226,7 @@ class OwnClock:
 
 
 assert_type(SessionManager(OwnStorage()), SessionManager[Cart])
+unindexed: IndexedStorage[Cart] = OwnStorage()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 assert_type(LocalStorage(ttl=60, codec=OwnCodec()), LocalStorage[Cart])
 clock: Clock = OwnClock()
 local_with_clock: LocalStorage[Cart] = LocalStorage(ttl=60, clock=clock)
