@@ -5,7 +5,8 @@ Invariants:
 - A session is created only where there was none, and saved only over the revision that was loaded.
   A lost update is an error, and a deleted session stays deleted.
 - No method returns or writes a session that is older than `max_lifetime`, even if it was stored
-  without an `expires_at`. The method that finds such a session removes it.
+  without an `expires_at`. The method that finds such a session removes it, but `list` only leaves
+  it out.
 - After a rotation, the old id answers with the session as it was before, and accepts no writes.
 - A session never gets another principal under the same id.
 """
@@ -326,6 +327,9 @@ class SessionManager(Generic[D]):
 
     async def count(self, principal: str) -> int:
         """Return the number of a principal's sessions.
+
+        Reads no session, so it includes those that are older than `max_lifetime` and were stored
+        without an `expires_at`.
 
         Raises:
             StorageUnavailable: The storage cannot be reached.
