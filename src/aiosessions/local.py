@@ -191,7 +191,6 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
         check_count(most, "most")
         kept = session_digest(keep)
         digests = await self._sessions_of(principal)
-        # All callers see one order, so that two of them never delete each other's session.
         excess = digests[: max(0, len(digests) - most)]
         return sum(self._revoke(digest) for digest in excess if digest != kept)
 

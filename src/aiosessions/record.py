@@ -51,7 +51,6 @@ EXISTS = "there is a session with this id"
 CHANGED = "the session was written since it was loaded"
 
 PLAIN, OWNED, ROTATED = b"1", b"2", b"3"
-_FORMATS_OF_SESSIONS = frozenset({PLAIN, OWNED})
 HEADER_BYTES = 79
 NO_DEADLINE = 999_999_999_999_999
 _PLAIN_HEADER_BYTES = 32
@@ -133,7 +132,9 @@ def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]"
     """As `unseal`, by the digest of the id. The session has the digest in place of its id."""
     deadline, format = NO_DEADLINE, record[:1]
     # The most frequent headers first: they need no number.
-    if record[_DEADLINE] != _NEVER or format not in _FORMATS_OF_SESSIONS:
+    if record[_DEADLINE] != _NEVER or not (
+        format == PLAIN or (format == OWNED and record[_LEASE].isdigit())
+    ):
         deadline = deadline_of(record)
         if deadline != NO_DEADLINE and deadline <= now():
             raise SessionNotFound(NOT_FOUND)
@@ -198,7 +199,7 @@ def deadline_of(record: bytes) -> int:
     if len(deadline) == 15 and deadline.isdigit():
         if format == PLAIN:
             return int(deadline)
-        if format in (OWNED, ROTATED) and len(record) >= HEADER_BYTES:
+        if format in (OWNED, ROTATED) and len(record) >= HEADER_BYTES and record[_LEASE].isdigit():
             return int(deadline)
     if format.isdigit() and format > ROTATED:
         message = f"the stored session has format {format.decode()}; this release reads 1 to 3"
@@ -213,15 +214,8 @@ def revision_of(record: bytes) -> str:
 
 
 def lease_of(record: bytes) -> int:
-    """The lease of a record with a principal, in milliseconds since the epoch.
-
-    Raises:
-        CorruptSession: It is not a number.
-    """
-    lease = record[_LEASE]
-    if not lease.isdigit():
-        raise CorruptSession("the stored value is not a session record")
-    return int(lease)
+    """The lease of a record with a principal, in milliseconds since the epoch."""
+    return int(record[_LEASE])
 
 
 def owner_of(record: bytes) -> bytes:

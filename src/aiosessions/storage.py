@@ -168,12 +168,15 @@ class IndexedStorage(Storage[D], Protocol[D]):
         ...
 
     async def trim(self, principal: str, most: int, *, keep: str) -> int:
-        """Delete the longest-unused sessions until `most` are left, and return their number.
+        """Delete the longest-unused sessions if there are more than `most`; return their number.
+
+        The sessions have one order, by their last use. If `keep` is among the first ones, it stays,
+        and no other one goes in its place: so two callers never delete each other's new session.
 
         Args:
             principal: The owner.
             most: The number of sessions to leave, at least 1.
-            keep: The id of a session to keep.
+            keep: The id of a session to keep: the newest, as a rule.
         """
         ...
 

@@ -98,11 +98,7 @@ class Index(Generic[D]):
         return bytes(lease)
 
     def needs_renewal(self, record: bytes) -> bool:
-        """Whether less than two TTLs of a session's lease are left, and the session may need them.
-
-        Raises:
-            CorruptSession: The lease is not a number.
-        """
+        """Whether less than two TTLs of a lease are left, and the session may need them."""
         lease = lease_of(record)
         return lease - self._time.now() < 2 * self._ttl and deadline_of(record) > lease
 
@@ -182,13 +178,11 @@ class Index(Generic[D]):
         """See `IndexedStorage.trim`."""
         owner = principal_digest(principal).encode()
         if self.on_one_server:
-            # In one step: of two callers at a time, each would delete the session of the other.
             words = self._key_prefix, b"%d" % most, keep, self._time.offset()
             command = scripts.TRIM.fill(deadline, self.key(owner), owner, *words)
             return int(await self._router.call(command))
         live = await self._live(deadline, owner, more_than=most)
-        # Of sessions that were used in the same millisecond, the one that was entered first. All
-        # callers see one order, so that two of them never delete each other's session.
+        # As the script: of sessions that were used in the same millisecond, the first entry first.
         excess = sorted(live, key=lambda each: live[each])[: max(0, len(live) - most)]
         statuses = await self._call_all(
             self._revoke(deadline, owner, each) for each in excess if each != keep

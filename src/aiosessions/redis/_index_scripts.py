@@ -137,25 +137,24 @@ TRIM: Final = Script(
 -- of sessions to leave; the digest of the session to keep; the clock offset.
 -- A replica may be out of date. It rejects this write, which does nothing.
 redis.call('ZREMRANGEBYRANK', KEYS[1], 1, 0)
-local time, live, idle = now(ARGV[5]), 0, {}
+local time, live = now(ARGV[5]), {}
 for rank, digest in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local key = ARGV[2] .. digest
   local head = redis.pcall('GETRANGE', key, 0, 78)
   if type(head) == 'string' and is_record(head) and owner_of(head) == ARGV[1]
     and string.sub(head, 1, 1) ~= '3' and not is_dead(head, time) then
-    live = live + 1
-    if digest ~= ARGV[4] then
-      table.insert(idle, {key = key, left = redis.call('PTTL', key), rank = rank})
-    end
+    table.insert(live, {digest = digest, left = redis.call('PTTL', key), rank = rank})
   end
 end
 -- Of sessions that were used in the same millisecond, the one that was entered first.
-table.sort(idle, function(one, other)
+table.sort(live, function(one, other)
   return one.left < other.left or one.left == other.left and one.rank < other.rank
 end)
-local removed = math.min(#idle, math.max(0, live - ARGV[3]))
-for number = 1, removed do
-  redis.call('DEL', idle[number].key)
+local removed = 0
+for number = 1, #live - ARGV[3] do
+  if live[number].digest ~= ARGV[4] then
+    removed = removed + redis.call('DEL', ARGV[2] .. live[number].digest)
+  end
 end
 return removed
 """,
