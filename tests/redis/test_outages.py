@@ -197,3 +197,16 @@ async def test_tracebacks_hold_nothing_of_other_callers(
         assert [each.__traceback__ for each in chain_of(error)[1:]] == [None]
         shown = locals_in(error)
         assert [each for each in secrets - {session.id, session.data} if each in shown] == []
+
+
+@pytest.mark.usefixtures("short_bridge")
+async def test_list_that_fails_has_the_cause(proxy: FaultProxy) -> None:
+    """The error of one of several commands keeps its cause, and has no other context."""
+    async with storage_at(proxy.url) as storage:
+        await stored(storage, principal="alice")
+        proxy.on_reply("GETEX", replace(b"-READONLY\r\n"), times=float("inf"))
+        with pytest.raises(StorageUnavailable) as caught:
+            await storage.list("alice")
+
+    assert len(chain_of(caught.value)) == 2
+    assert caught.value.__cause__ is not None

@@ -110,9 +110,10 @@ class Router:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self.call(command)) for command in commands]
+            return [task.result() for task in tasks]
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            failure: Exception = errors.exceptions[0]
+        raise failure  # not in `except`: its cause stays, and the group is not its context
 
     async def call_each(self, template: Template, deadline: float) -> dict[str, tuple[Any, float]]:
         """Send a command without a key to every server that has sessions.
