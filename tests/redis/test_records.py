@@ -208,9 +208,11 @@ async def test_wrong_clock_does_not_harm_a_live_session(
 ) -> None:
     """A clock 50 s ahead or behind does not deny, overwrite or end a session with 30 s left."""
     async with storage_at(server.url, ttl=10 * TTL) as storage:
-        session = await stored(storage, expires_at=datetime.now(UTC) + timedelta(seconds=30))
+        end = datetime.now(UTC) + timedelta(seconds=30)
+        session = await stored(storage, principal="alice", expires_at=end)
         stale = msgspec.structs.replace(session, revision="another-revision")
         with wrong_clock(ahead):
+            assert [each.digest for each in await storage.list("alice")] == [session.digest]
             assert (await storage.load(session.id)).revision == session.revision
             with pytest.raises(SessionExists):
                 await storage.store(stale, when=When.ABSENT)

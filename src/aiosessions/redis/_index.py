@@ -20,7 +20,6 @@ from typing import Any, Final, Generic
 from ..codec import Codec
 from ..errors import CorruptSession, StorageUnavailable
 from ..record import (
-    NO_DEADLINE,
     PLAIN,
     deadline_of,
     is_rotated,
@@ -131,12 +130,18 @@ class Index(Generic[D]):
         records = await self._call_all(
             commands.PEEK.fill(deadline, self._key_prefix + digest) for digest, _ in entries
         )
+        # The clock of the server decides, as for a load.
+        late = [
+            each for each, record in zip(entries, records, strict=True) if self._is_late(record)
+        ]
+        looks = await self._look_at(deadline, owner, late)
+        dead = {entry for entry, left in zip(late, looks, strict=True) if left == 0}
         infos: list[SessionInfo[D]] = []
         gone: list[tuple[bytes, bytes]] = []
         for entry, record in zip(entries, records, strict=True):
             if record is None:
                 gone.append(entry)
-            elif info := self._info(record, entry[0].decode(), owner):
+            elif entry not in dead and (info := self._info(record, entry[0].decode(), owner)):
                 infos.append(info)
         await self._prune(deadline, self.key(owner), gone)
         return sorted(infos, key=lambda info: info.updated_at, reverse=True)
@@ -224,13 +229,17 @@ class Index(Generic[D]):
     def _revoke(self, deadline: float, owner: bytes, digest: bytes) -> commands.Command:
         return scripts.REVOKE.fill(deadline, self._key_prefix + digest, owner, self._time.offset())
 
+    def _is_late(self, record: bytes | None) -> bool:
+        """Whether a record is past its deadline by the clock of this process."""
+        with suppress(CorruptSession):
+            return record is not None and deadline_of(record) <= self._time.now()
+        return False
+
     def _info(self, record: bytes, digest: str, owner: bytes) -> SessionInfo[D] | None:
         """Read a record for a list; None if it does not belong there."""
         try:
-            deadline = deadline_of(record)
+            deadline_of(record)  # checks the header
             if record[:1] == PLAIN or is_rotated(record) or owner_of(record) != owner:
-                return None
-            if deadline != NO_DEADLINE and deadline <= self._time.now():
                 return None
             return read_info(record, digest, self._codec)
         except CorruptSession as error:
