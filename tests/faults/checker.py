@@ -24,20 +24,27 @@ Rules:
 """
 
 import bisect
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from .history import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
-
-LATE = "the server did not answer in time"
+from .history import (
+    ABSENT,
+    ALWAYS,
+    DELETE,
+    LIST,
+    LOAD,
+    MAX_REPLICATION_LAG,
+    PRESENT,
+    UNCHANGED,
+    Event,
+    Found,
+    cause,
+)
+from .owners import judge_owners
 
 _REFUSALS = ("SessionNotFound", "SessionConflict", "SessionExists")
-_MAX_REPLICATION_LAG = 0.5
-# The address, and the remark about doubt, which both differ between errors of one cause.
-_TAIL = re.compile(r" \([^()]*\)(; the write may have been applied)?$")
 
 
 @dataclass
@@ -71,10 +78,11 @@ def check(
     """
     verdict = Verdict()
     by_id: defaultdict[str, list[Event]] = defaultdict(list)
+    of_principals: list[Event] = []
     for event in events:
-        by_id[event.id].append(event)
+        (by_id[event.id] if event.id else of_principals).append(event)
         verdict.calls += 1
-        verdict.acknowledged += event.ok and event.verb != LOAD
+        verdict.acknowledged += event.ok and event.verb not in (LOAD, LIST)
         verdict.latest = max(verdict.latest, event.late)
         verdict.wrong += [f"{event.verb}: {flaw}" for flaw in event.flaws]
         if event.unavailable:
@@ -82,17 +90,17 @@ def check(
         elif not event.ok and event.outcome not in _REFUSALS:
             verdict.wrong.append(f"{event.verb}: {event.outcome}")
     verdict.wrong += [f"{id[:8]}: no client stored it" for id in final if id not in by_id]
+    owners = judge_owners(by_id, of_principals, final, loses)
+    verdict.wrong += owners.wrong
+    verdict.lost += owners.lost
     for id, history in by_id.items():
+        if id in owners.sessions:
+            continue
         overwritten = any(event.verb in (ALWAYS, PRESENT) for event in history)
         judge = _Register if overwritten else _Chain
         survivor = (replicated or {}).get(id)
         judge(verdict, id, history, final.get(id), loses, survivor).judge()
     return verdict
-
-
-def cause(message: str) -> str:
-    """The message of a `StorageUnavailable` without the parts that differ from server to server."""
-    return _TAIL.sub("", message)
 
 
 @dataclass
@@ -124,7 +132,7 @@ class _Judge:
         self.verdict.lost.append(f"{self.id[:8]}: {what}")
         if self.loses:
             begin, end = self.loses
-            if not begin - _MAX_REPLICATION_LAG <= event.end <= end:
+            if not begin - MAX_REPLICATION_LAG <= event.end <= end:
                 self._wrong(f"{what}, and lost without a reason")
 
     def _unexplained(self, what: str, event: Event, contradicted: Event | None) -> None:

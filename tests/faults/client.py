@@ -5,6 +5,7 @@ the deadline, and the identity of a loaded session. The checker judges the whole
 """
 
 import asyncio
+import builtins
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,12 +22,22 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 
-from aiosessions import RedisStorage, Session, SessionError, Storage, StorageUnavailable, When
+from aiosessions import (
+    IndexedStorage,
+    RedisStorage,
+    Session,
+    SessionError,
+    SessionInfo,
+    StorageUnavailable,
+    When,
+    session_digest,
+)
 from aiosessions.errors import InvalidSession, StorageClosed, StorageMisused
+from aiosessions.record import ROTATED_KEY
 from tests.support.secrets import said_by
 from tests.support.topologies import SENTINEL_NAME
 
-from .history import DELETE, LOAD, Event, secret_of
+from .history import DELETE, LIST, LOAD, REVOKE_ALL, Event, secret_of
 
 USER = "app"
 """The name of the user with a password file."""
@@ -109,10 +120,10 @@ class LoopLag:
 
 
 @dataclass
-class RecordingStorage(Storage[Any]):
+class RecordingStorage(IndexedStorage[Any]):
     """The storage of one client of the load."""
 
-    storage: Storage[Any]  # under test
+    storage: IndexedStorage[Any]  # under test
     record: Callable[[Event], None]
     number: int  # of the client, unique over all processes
     timeout: float  # of the storage
@@ -128,6 +139,8 @@ class RecordingStorage(Storage[Any]):
         data["token"] = f"{self.number}.{self.writes}"
         event = self._event(when.value, session.id)
         event.token, event.count = data["token"], data["count"]
+        event.principal, event.origin = session.principal or "", data.get("origin", "")
+        event.marked = ROTATED_KEY in session.metadata
         if when is When.UNCHANGED:
             event.before = self.token_of.get(revision, "?")
         try:
@@ -148,8 +161,36 @@ class RecordingStorage(Storage[Any]):
         existed: bool = await self._recorded(self._event(DELETE, id), self.storage.delete(id))
         return existed
 
+    async def list(self, principal: str) -> builtins.list[SessionInfo[Any]]:
+        """List the sessions of a principal."""
+        event = self._event(LIST, "")
+        event.principal = principal
+        infos: list[SessionInfo[Any]] = await self._recorded(event, self.storage.list(principal))
+        return infos
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """Delete the sessions of a principal."""
+        event = self._event(REVOKE_ALL, "")
+        event.principal = principal
+        event.digests = [] if keep is None else [session_digest(keep)]
+        revoking = self.storage.revoke_all(principal, keep=keep)
+        revoked: int = await self._recorded(event, revoking)
+        return revoked
+
+    async def count(self, principal: str) -> int:
+        """Pass the call on, as for the other calls that the load does not make."""
+        return await self.storage.count(principal)
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """Pass the call on."""
+        return await self.storage.revoke(principal, digest)
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """Pass the call on."""
+        return await self.storage.trim(principal, most, keep=keep)
+
     async def delete_expired(self, before: datetime | None = None) -> int:
-        """Pass the call on; there is nothing to record."""
+        """Pass the call on."""
         return await self.storage.delete_expired(before)
 
     async def aclose(self) -> None:
@@ -169,7 +210,11 @@ class RecordingStorage(Storage[Any]):
             raise
         if isinstance(result, Session):
             self._judge_session(event, result)
-        elif result is not None:
+        elif event.verb == LIST:
+            event.digests = [info.digest for info in result]
+            if any(info.principal != event.principal for info in result):
+                event.flaws.append("a session of another principal")
+        elif event.verb == DELETE:
             event.existed = result
         self._end(event, blocked)
         return result
@@ -184,6 +229,7 @@ class RecordingStorage(Storage[Any]):
 
     def _judge_session(self, event: Event, session: Session[Any]) -> None:
         event.token, event.count = session.data["token"], session.data["count"]
+        event.principal, event.marked = session.principal or "", ROTATED_KEY in session.metadata
         if session.id != event.id or session.data["secret"] != secret_of(event.id):
             event.flaws.append("a session of another client")
         self._remember(session)
@@ -194,15 +240,16 @@ class RecordingStorage(Storage[Any]):
             event.flaws.append(f"an unexpected error, {type(error).__name__}")
         if isinstance(error, StorageUnavailable):
             event.in_doubt = error.in_doubt
-            if error.in_doubt and event.verb == LOAD:
-                event.flaws.append("a load in doubt")
+            if error.in_doubt and event.verb in (LOAD, LIST):
+                event.flaws.append("a read in doubt")
             cause = error.__cause__
             if cause is None and not _WITHOUT_CAUSE.match(event.message):
                 event.flaws.append("an error without a cause")
             if cause is not None and cause.__traceback__ is not None:
                 event.flaws.append("a cause with a traceback")
         text = said_by(error)
-        if any(each in text for each in (event.id, secret_of(event.id), *self.secrets)):
+        ours = [event.id, secret_of(event.id)] if event.id else [event.principal]
+        if any(each in text for each in (*ours, *self.secrets)):
             event.flaws.append("an error with a secret")
 
     def _remember(self, session: Session[Any]) -> None:

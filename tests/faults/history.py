@@ -8,6 +8,7 @@ Invariants:
 """
 
 import hashlib
+import re
 from typing import Any
 
 import msgspec
@@ -17,11 +18,22 @@ UNAVAILABLE = "StorageUnavailable"
 
 LOAD = "load"
 DELETE = "delete"
+LIST = "list"
+REVOKE_ALL = "revoke_all"
 # Writes have the names of their conditions.
 ABSENT = "absent"
 UNCHANGED = "unchanged"
 PRESENT = "present"
 ALWAYS = "always"
+
+LATE = "the server did not answer in time"
+
+MAX_REPLICATION_LAG = 0.5
+"""Seconds between a write and its arrival at a replica."""
+
+
+# The address, and the remark about doubt, which both differ between errors of one cause.
+_TAIL = re.compile(r" \([^()]*\)(; the write may have been applied)?$")
 
 
 class Event(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -39,6 +51,10 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
     before: str = ""  # the token that an `UNCHANGED` write replaces
     count: int = 0  # of the changes so far, according to the data written or found
     existed: bool = False  # the result of a delete
+    principal: str = ""  # of the session that was written or found, or of the call
+    marked: bool = False  # the session written or found was rotated away
+    origin: str = ""  # the digest of the session that a rotation moves to this id
+    digests: list[str] = []  # the sessions of a list; the session that a revocation keeps
     late: float = 0.0  # seconds from the deadline to the end, without delays of the event loop
     flaws: list[str] = []  # broken promises that this call shows by itself
 
@@ -46,6 +62,11 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
     def ok(self) -> bool:
         """Whether the call succeeded."""
         return self.outcome == OK
+
+    @property
+    def may_be_applied(self) -> bool:
+        """Whether the call succeeded, or is in doubt."""
+        return self.ok or self.in_doubt
 
     @property
     def unavailable(self) -> bool:
@@ -58,6 +79,13 @@ class Found(msgspec.Struct, frozen=True):
 
     token: str
     count: int
+    marked: bool = False  # rotated away
+    indexed: bool = True  # the index of its principal, if it has one, holds it
+
+
+def cause(message: str) -> str:
+    """The message of a `StorageUnavailable` without the parts that differ from server to server."""
+    return _TAIL.sub("", message)
 
 
 def secret_of(id: str) -> str:

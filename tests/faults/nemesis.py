@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from pathlib import Path
 from typing import Any
 
-from tests.support.clients import key_of, slot_of
+from redis.crc import key_slot
+
 from tests.support.proxy import Exchange, Fault, FaultProxy, cut, reset, truncate
 from tests.support.servers import Server, binaries, running
 from tests.support.topologies import (
@@ -264,17 +265,17 @@ async def cluster_migration(run: Run) -> None:
         endpoint = Endpoint(nodes=[node.port for node in nodes.nodes])
         async with run.load(endpoint, nodes.masters, timeout=_LONG):
             async for _ in run.rounds():
-                for id in run.shared:
-                    _move_slot(nodes, id)
+                for key in run.keys:
+                    _move_slot(nodes, key)
             statistics = [_info(master, "errorstats") for master in nodes.masters()]
             if not any("errorstat_ASK" in each for each in statistics):
                 run.problems.append("no command was redirected by ASK")
 
 
-def _move_slot(nodes: Cluster, id: str) -> None:
-    """Move the slot of a session to the next master, slowly enough for redirections by ASK."""
-    slot, masters = slot_of(id), nodes.masters()
+def _move_slot(nodes: Cluster, key: str) -> None:
+    """Move the slot of a key to the next master, slowly enough for redirections by ASK."""
+    slot, masters = key_slot(key.encode()), nodes.masters()
     target = masters[(masters.index(nodes.owner(slot)) + 1) % len(masters)]
     with nodes.moving(slot, target) as source:
-        move_keys([key_of(id)], source, target)
+        move_keys([key], source, target)
         time.sleep(0.05)

@@ -16,16 +16,17 @@ from aiosessions import new_session_id, session_digest
 from tests.support.loops import LOOPS
 from tests.support.servers import Server
 
-from .checker import LATE, Verdict, cause, check
+from .checker import Verdict, check
 from .client import Endpoint, LoopLag, RecordingStorage, open_storage
-from .history import LOAD, UNCHANGED, Event, Found
+from .history import LATE, LIST, LOAD, REVOKE_ALL, UNCHANGED, Event, Found, cause
 from .worker import workers
-from .workload import LoadForm, prepare, shared_ids
+from .workload import LoadForm, prepare, shared_keys
 
 _PATIENCE = 60.0
 _BRIDGE = 0.9  # a little less than the second for which commands wait in an outage
 _RECOVERS_WITHIN = {False: 1.0, True: 3.0}  # seconds, by `Scenario.promotes`
 _PREFIX = b"session:"
+_INDEX_PREFIX = _PREFIX + b"principal:"
 
 
 SHORT = LoadForm(workers=len(LOOPS), clients=4, rounds=1, span=0.4)
@@ -70,7 +71,7 @@ class Run:
     def __init__(self, form: LoadForm) -> None:
         self.form = form
         self.replicated: dict[str, Found] = {}  # when the master was gone
-        self.shared: list[str] = []  # the ids of the sessions that all clients change
+        self.keys: list[str] = []  # of the sessions and the indexes that all clients change
         self.problems: list[str] = []  # that the scenario itself found
         self._broken: list[float] = []
         self._mended: list[float] = []
@@ -78,6 +79,7 @@ class Run:
         self._timeout = self._ended = 0.0
         self._events: list[Event] = []
         self._final: dict[str, Found] = {}
+        self._contents = b""  # of the servers, at the end
 
     async def wait(self, spans: float = 1.0) -> None:
         """Wait for a number of spans."""
@@ -122,7 +124,7 @@ class Run:
         """
         self._timeout = timeout
         seed, record = new_session_id(), self._events.append
-        self.shared = shared_ids(seed)
+        self.keys = shared_keys(seed)
         async with open_storage(endpoint, timeout=_PATIENCE, ttl=600.0) as storage:
             await prepare(RecordingStorage(storage, record, -1, _PATIENCE, LoopLag()), seed)
 
@@ -135,11 +137,14 @@ class Run:
             await self.wait()
             self._ended = time.monotonic()
         self._final = stored(servers())
+        self._contents = b"\n".join(key + b" " + value for key, value in contents(servers()))
 
     def result(self, name: str, scenario: Scenario) -> ScenarioResult:
         """Judge the run."""
+        exposed = exposed_ids({event.id for event in self._events}, self._contents)
+        self.problems += [f"{len(exposed)} ids on the server"] if exposed else []
         for event in self._events:  # the server has digests only
-            event.id = session_digest(event.id)
+            event.id = event.id and session_digest(event.id)
         verdict = check(
             self._events,
             self._final,
@@ -206,16 +211,19 @@ class Run:
 def unbridged(events: Sequence[Event]) -> Iterator[str]:
     """The errors that do not occur if commands wait for a server that soon returns.
 
-    The storage sends loads and saves again. A save can be in doubt only if another client has
-    written the session. Other writes fail only if they were in flight, and then in doubt.
+    The storage sends reads and saves again. A save can be in doubt only if another client has
+    written or revoked the session. Other writes fail only if they were in flight, and in doubt.
     """
     writers: defaultdict[str, set[int]] = defaultdict(set)
     for event in events:
         if event.verb != LOAD:
             writers[event.id].add(event.client)
+    revoked = {event.principal for event in events if event.verb == REVOKE_ALL}
+    shared = {event.id for event in events if event.principal in revoked}
     for event in events:
-        saved_alone = event.verb == UNCHANGED and len(writers[event.id]) == 1
-        if event.unavailable and (event.verb == LOAD or saved_alone or not event.in_doubt):
+        alone = event.id not in shared and len(writers[event.id]) == 1
+        retried = event.verb in (LOAD, LIST) or (event.verb == UNCHANGED and alone)
+        if event.unavailable and (retried or not event.in_doubt):
             yield f"not bridged: {event.verb}: {cause(event.message)}"
 
 
@@ -247,18 +255,36 @@ async def execute(name: str, scenario: Scenario, form: LoadForm) -> ScenarioResu
     return run.result(name, scenario)
 
 
+def exposed_ids(ids: Iterable[str], contents: bytes) -> set[str]:
+    """The ids that are in the contents of a server."""
+    size = 16  # the beginning of an id is enough
+    parts = {contents[at : at + size] for at in range(len(contents))}
+    return {id for id in ids if id and id[:size].encode() in parts}
+
+
 def stored(servers: Sequence[Server]) -> dict[str, Found]:
     """Read the stored sessions without the library."""
+    values = dict(contents(servers))
     found: dict[str, Found] = {}
+    for key, value in values.items():
+        digest = key.removeprefix(_PREFIX)
+        if b":" in digest:  # an index
+            continue
+        marked, owner = value[:1] == b"3", value[47:79]
+        indexed = value[:1] == b"1" or digest in values.get(_INDEX_PREFIX + owner, b"")
+        data = json.loads(value[value.index(b"{") :])["data"]
+        found[digest.decode()] = Found(data["token"], data["count"], marked, indexed)
+    return found
+
+
+def contents(servers: Sequence[Server]) -> Iterator[tuple[bytes, bytes]]:
+    """The keys of servers, each with its record, or with the digests of its index."""
     for server in servers:
         with redis.Redis.from_url(server.url, single_connection_client=True) as client:
             with suppress(redis.ResponseError):  # the server is not in a cluster
                 client.execute_command("READONLY")  # for a replica, on the only connection
-            for key in client.scan_iter(match=_PREFIX + b"*", count=1_000):
-                digest = key.removeprefix(_PREFIX).decode()
-                if ":" in digest:  # an index
-                    continue
-                record: Any = client.get(key)
-                data = json.loads(record[record.index(b"{") :])["data"]
-                found[digest] = Found(data["token"], data["count"])
-    return found
+            for key in client.scan_iter(count=1_000):
+                entries: Any = key.startswith(_INDEX_PREFIX) and client.zrange(key, 0, -1)
+                value: Any = b" ".join(entries) if entries else client.get(key)
+                if value is not None:  # else it has just expired
+                    yield key, value

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
-from .checker import LATE
+from .history import LATE
 from .nemesis import (
     SHORT_TIMEOUT,
     WRONG_PASSWORD,

@@ -7,8 +7,18 @@ import msgspec
 import pytest
 
 from tests.faults import report
-from tests.faults.checker import LATE, Verdict, check
-from tests.faults.history import ABSENT, ALWAYS, DELETE, LOAD, PRESENT, UNCHANGED, Event, Found
+from tests.faults.checker import Verdict, check
+from tests.faults.history import (
+    ABSENT,
+    ALWAYS,
+    DELETE,
+    LATE,
+    LOAD,
+    PRESENT,
+    UNCHANGED,
+    Event,
+    Found,
+)
 from tests.faults.run import SHORT, early, execute, unbridged
 from tests.faults.scenarios import SCENARIOS, WITHOUT_AOF
 from tests.faults.soak import judge

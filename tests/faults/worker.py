@@ -22,9 +22,8 @@ import msgspec
 from aiosessions import SessionNotFound
 from tests.support.loops import LOOPS
 
-from .checker import cause
 from .client import Endpoint, LoopLag, RecordingStorage, open_storage
-from .history import Event
+from .history import Event, cause
 from .workload import LoadClient, LoadForm, WorkerSettings
 
 _ROOT = Path(__file__).parents[2]

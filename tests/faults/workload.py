@@ -1,4 +1,4 @@
-"""The load of one client: private sessions, and sessions that it shares with all clients.
+"""The load of one client: private sessions, and sessions and principals that clients share.
 
 Invariants:
 
@@ -24,13 +24,17 @@ from aiosessions import (
     SessionNotFound,
     StorageUnavailable,
     When,
+    session_digest,
 )
+from aiosessions.record import principal_digest
+from tests.support.clients import key_of
 from tests.support.loops import LOOPS
 
 from .client import Endpoint, RecordingStorage
 from .history import content, id_of
 
 _SHARED = 2  # sessions that all clients change
+_PRINCIPALS = [f"principal {number}" for number in range(3)]  # all clients list and revoke theirs
 _LIFETIME = 86_400  # so that deadlines are compared with clocks
 _SHORT_LIVED_EVERY = 0.5
 _SHORT_LIFE = 0.3
@@ -38,6 +42,8 @@ _SHORT_LIFE = 0.3
 # for sessions that are deleted during the change.
 _CHANGE_TAKES = 0.004
 _LONG_CHANGE_TAKES = 0.02
+# The weights of the steps with a session of a shared principal.
+_PRINCIPAL_STEPS = {"get": 30, "mutate": 15, "rotate": 15, "list": 30, "revoke_all": 5, "leave": 5}
 
 
 class LoadForm(msgspec.Struct, frozen=True):
@@ -72,6 +78,12 @@ def shared_ids(seed: str) -> list[str]:
     return [id_of(seed, "shared", number) for number in range(_SHARED)]
 
 
+def shared_keys(seed: str) -> list[str]:
+    """The keys of these sessions, and of the indexes that all clients change."""
+    indexes = [f"session:principal:{principal_digest(each)}" for each in _PRINCIPALS]
+    return [*map(key_of, shared_ids(seed)), *indexes]
+
+
 async def prepare(storage: RecordingStorage, seed: str) -> None:
     """Create the shared sessions before the load begins."""
     sessions = SessionManager[Any](storage, max_lifetime=_LIFETIME)
@@ -81,6 +93,15 @@ async def prepare(storage: RecordingStorage, seed: str) -> None:
 
 def _change(session: Session[Any]) -> None:
     session.data["count"] += 1
+
+
+def _moved_from(id: str) -> Callable[[Session[Any]], None]:
+    """The change of a rotation: new content, which names the session under the old id."""
+
+    def change(session: Session[Any]) -> None:
+        session.data = content(session.id) | {"origin": session_digest(id)}
+
+    return change
 
 
 class LoadClient:
@@ -100,12 +121,19 @@ class LoadClient:
         self._register.data = content(self._register.id)
         self._registered = False
         self._created = self._deleted = -1  # numbers of short-lived sessions
+        self._principal = self._owned = ""  # a shared principal, and a session of it
 
     async def run(self, done: asyncio.Event) -> None:
         """Take one step after the other."""
-        steps = (self._use_own, self._use_shared, self._use_short_lived, self._overwrite)
+        steps = (
+            self._use_own,
+            self._use_shared,
+            self._use_principal,
+            self._use_short_lived,
+            self._overwrite,
+        )
         while not done.is_set():
-            (step,) = self._rng.choices(steps, (50, 25, 15, 10))
+            (step,) = self._rng.choices(steps, (50, 25, 25, 15, 10))
             try:
                 await step()
             except StorageUnavailable:
@@ -122,8 +150,9 @@ class LoadClient:
             self._id = id_of(self._settings.seed, self._number, self._lives)
             self._left = self._rng.randint(3, 20)
             self._session = await self._sessions.create(
-                id=self._id, principal=str(self._number), data=content(self._id)
+                id=self._id, principal=f"client {self._number}", data=content(self._id)
             )
+            await self._sessions.list(f"client {self._number}")
         elif self._session is None or self._left % 4 == 0:
             self._left -= 1
             try:
@@ -150,6 +179,34 @@ class LoadClient:
             await self._sessions.mutate(id, self._slow_change(_CHANGE_TAKES))
         else:
             await self._sessions.get(id)
+
+    async def _use_principal(self) -> None:
+        """Take a step with a session of a principal whose sessions all clients list and revoke."""
+        sessions, principal, id = self._sessions, self._principal, self._owned
+        names, weights = zip(*_PRINCIPAL_STEPS.items(), strict=True)
+        (step,) = self._rng.choices(names, weights) if id else ("create",)
+        try:
+            if step == "create":
+                self._principal = self._rng.choice(_PRINCIPALS)
+                self._lives += 1
+                id = id_of(self._settings.seed, self._number, self._lives)
+                await sessions.create(id=id, principal=self._principal, data=content(id))
+            elif step == "get":
+                await sessions.get(id, principal=principal)
+            elif step == "mutate":
+                await sessions.mutate(id, _change, principal=principal)
+            elif step == "rotate":
+                id = (await sessions.rotate(id, _moved_from(id), principal=principal)).id
+            elif step == "list":
+                await sessions.list(principal)
+            elif step == "revoke_all":
+                await sessions.revoke_all(principal, keep=self._rng.choice((None, id)))
+            self._owned = "" if step == "leave" else id
+        except StorageUnavailable:
+            raise
+        except SessionError:
+            self._owned = ""
+            raise
 
     def _slow_change(self, seconds: float) -> Callable[[Session[Any]], Awaitable[None]]:
         """A change that takes up to so many seconds, so that other clients come between."""
