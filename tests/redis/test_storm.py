@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from aiosessions import Session, StorageUnavailable, When, new_session_id
+from aiosessions import Session, StorageUnavailable, When, new_session_id, session_digest
 from tests.support.clients import Storage, storage_at
 from tests.support.proxy import FaultProxy, until
 from tests.support.servers import Server
@@ -26,11 +26,13 @@ pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("long_bridge")]
 LOADS = int(os.environ.get("AIOSESSIONS_STORM", "2000"))
 SESSIONS = 300
 CALLERS = 200
+GUESTS = [f"guest {number}" for number in range(10)]
+"""Principals whose sessions callers create and revoke."""
 DATABASE = 3
 
 
 class Storm:
-    """Callers that load and store sessions, of whom half are cancelled.
+    """Callers that load, store, list and revoke sessions, of whom half are cancelled.
 
     Each session names its owner, so a caller notices the session of another one.
 
@@ -50,7 +52,7 @@ class Storm:
         return Session(id=id, principal=self._secrets[id], data=data)
 
     async def run(self, loads: int, disturb: Callable[[], Awaitable[int]]) -> None:
-        """Make loads, and a third as many stores, while connections are lost.
+        """Make loads, and half as many other calls, while connections are lost.
 
         Args:
             loads: The number of loads.
@@ -71,6 +73,12 @@ class Storm:
         for id in self._secrets:
             self._check(id, await self._storage.load(id))
 
+    async def listed(self) -> list[str]:
+        """The digests of the sessions of all principals."""
+        principals = [*self._secrets.values(), *GUESTS]
+        lists = await asyncio.gather(*map(self._storage.list, principals))
+        return [info.digest for each in lists for info in each]
+
     async def _turns(self, most: int) -> None:
         for _ in range(self._random.randint(0, most)):
             await asyncio.sleep(0)
@@ -85,7 +93,12 @@ class Storm:
 
     async def _call(self, id: str, number: int) -> None:
         try:
-            await (self._load(id) if number % 4 else self._store(id, number))
+            if number % 16 == 1:
+                await self._list(id)
+            elif number % 16 == 2:
+                await self._revoke(self._random.choice(GUESTS))
+            else:
+                await (self._load(id) if number % 4 else self._store(id, number))
         except asyncio.CancelledError:
             self.counts["cancelled"] += 1
             raise
@@ -102,6 +115,18 @@ class Storm:
         self.counts["stores"] += 1
         session = self.session(id, number)
         await self._storage.store(session, when=self._random.choice([When.ALWAYS, When.PRESENT]))
+
+    async def _list(self, id: str) -> None:
+        self.counts["lists"] += 1
+        (info,) = await self._storage.list(self._secrets[id])
+        self._check(id, Session(id=id, principal=info.principal, data=info.data))
+        assert info.digest == session_digest(id)
+
+    async def _revoke(self, principal: str) -> None:
+        """Create a session of a guest and revoke all of them. A cancelled call leaves some."""
+        self.counts["revocations"] += 1
+        await self._storage.store(Session(id=new_session_id(), principal=principal))
+        await self._storage.revoke_all(principal)
 
     def _check(self, id: str, loaded: Session[Any]) -> None:
         data: Any = loaded.data
@@ -129,11 +154,18 @@ async def test_storm_over_resets_and_stalls(valkey: Server) -> None:
         async with storage_at(proxy.url.replace("/0", f"/{DATABASE}"), ttl=600) as storage:
             storm = Storm(storage)
             await storm.run(LOADS, disturb)
+            with redis.Redis(port=valkey.port, db=DATABASE) as direct:
+                keys: Any = direct.keys("session:*")
+            stored = {key.decode().removeprefix("session:") for key in keys if key.count(b":") == 1}
+            assert sorted(await storm.listed()) == sorted(stored)
+            for guest in GUESTS:
+                await storage.revoke_all(guest)
         await until(lambda: not proxy.tunnels)
     assert asyncio.all_tasks() == tasks
 
     counts = storm.counts  # was it a storm?
-    calls = counts["loads"] + counts["stores"]
+    calls = sum(counts[each] for each in ("loads", "stores", "lists", "revocations"))
+    assert counts["lists"] + counts["revocations"] > calls // 16, counts
     assert counts["cancelled"] > calls // 4, counts
     assert counts["served"] > calls // 4, counts
     assert counts["lost connections"] > calls / CALLERS / 4, counts
