@@ -20,6 +20,7 @@ from aiosessions import (
     new_session_id,
     session_digest,
 )
+from aiosessions.record import principal_digest
 from tests.support.servers import Server
 from tests.support.topologies import Cluster
 
@@ -76,9 +77,9 @@ async def recovered(storage: Storage, *sessions: Session[Any]) -> None:
 
 
 async def use(storage: Storage, callers: int = 1) -> None:
-    """Use every verb, with success and with refusal, and check each result."""
+    """Use every verb, with success and with refusal, and principals; check each result."""
     crowd = [Caller(storage, new_session_id) for _ in range(callers)]
-    await asyncio.gather(*(each.use_all_verbs() for each in crowd))
+    await asyncio.gather(*(each.use_everything() for each in crowd))
     assert [problem for each in crowd for problem in (*each.wrong, *each.unavailable)] == []
 
 
@@ -123,6 +124,11 @@ async def cluster_storage(
 def key_of(id: str, prefix: str = "session:") -> str:
     """The key of a session."""
     return prefix + session_digest(id)
+
+
+def index_slot_of(principal: str) -> int:
+    """The slot of the index of a principal."""
+    return key_slot(f"session:principal:{principal_digest(principal)}".encode())
 
 
 def slot_of(id: str) -> int:
@@ -207,6 +213,11 @@ class Caller:
 
     async def _listed(self, principal: str) -> list[str]:
         return [info.digest for info in await self._storage.list(principal)]
+
+    async def use_everything(self) -> None:
+        """Use all verbs, and the sessions of a principal."""
+        await self.use_principal()
+        await self.use_all_verbs()
 
     async def read_and_write(self, session: Session[Any]) -> None:
         """Load and overwrite a session, and create another; a lost write does not disturb that."""

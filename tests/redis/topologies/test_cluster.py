@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ from tests.support.clients import (
     cluster_storage,
     id_on,
     ids_in,
+    index_slot_of,
     key_of,
     many,
     slot_of,
@@ -257,7 +259,7 @@ async def test_moving_slot_causes_no_error(nodes: Cluster) -> None:
             await storage.store(session)
         callers = [Caller(storage, moving.id) for _ in range(20)]
 
-        async with busy(callers, Caller.use_all_verbs):
+        async with busy(callers, Caller.use_everything):
             begin = nodes.nodes.index(nodes.owner(moving.slot))
             for step in range(1, 4):
                 rounds = sum(caller.rounds for caller in callers)
@@ -268,6 +270,22 @@ async def test_moving_slot_causes_no_error(nodes: Cluster) -> None:
         for session in residents:
             assert await storage.load(session.id) == session
     assert [problem for each in callers for problem in (*each.wrong, *each.unavailable)] == []
+
+
+async def test_moving_index_causes_no_error(nodes: Cluster) -> None:
+    """Principals are used before, during and after the move of their index."""
+    slot = index_slot_of("alice")
+    target = next(node for node in nodes.nodes if node is not nodes.owner(slot))
+    principals = (id for id in iter(new_session_id, "") if index_slot_of(id) == slot)
+    ids = (next(principals) if number % 4 == 0 else new_session_id() for number in count())
+    async with cluster_storage(nodes, timeout=LONG) as storage:
+        caller = Caller(storage, lambda: next(ids))
+        await caller.use_principal()
+        with nodes.moving(slot, target):
+            await caller.use_principal()
+        await caller.use_principal()
+
+    assert (caller.wrong, caller.unavailable) == ([], [])
 
 
 async def test_all_verbs_work_in_a_half_moved_slot(nodes: Cluster) -> None:
@@ -291,7 +309,7 @@ async def test_all_verbs_work_in_a_half_moved_slot(nodes: Cluster) -> None:
                 assert await storage.load(id) == session
             assert ask(source, "CLUSTER", "COUNTKEYSINSLOT", moving.slot) == len(ids) // 2
             caller = Caller(storage, moving.id)
-            await caller.use_all_verbs()
+            await caller.use_everything()
             assert caller.wrong == []
             assert caller.unavailable == []
             await asyncio.gather(*(storage.load(id) for id in ids * 10))

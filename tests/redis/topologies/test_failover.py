@@ -155,7 +155,7 @@ async def test_planned_failover_causes_no_error(replicated: Cluster) -> None:
     async with cluster_storage(replicated, timeout=LONG) as storage:
         callers = [Caller(storage, new_session_id) for _ in range(20)]
 
-        async with busy(callers, Caller.use_all_verbs):
+        async with busy(callers, Caller.use_everything):
             await calm(callers)
             ask(replica, "CLUSTER", "FAILOVER")
             await asyncio.to_thread(eventually, lambda: role(master) == "slave")
