@@ -24,6 +24,7 @@ Choose one contract or several, as in `class TestMine(SharedStorageContract, Swe
 - `StorageContract`: the promises of all storages.
 - `SharedStorageContract`: storages that several replicas share. Two storages that one test makes
   must be two views of one backend.
+- `IndexedStorageContract`: storages that find the sessions of a principal.
 - `SweptStorageContract`: storages that keep expired sessions until `delete_expired`.
 - `SelfExpiringStorageContract`: storages with a backend that removes expired sessions by itself.
 - `RemoteStorageContract`: storages with a backend that can be out of reach. It needs a second
@@ -60,13 +61,24 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}._{module}"
-        for module in ("closing", "concurrency", "expiring", "kinds", "refusing", "storing")
+        for module in (
+            "closing",
+            "concurrency",
+            "expiring",
+            "index_races",
+            "indexing",
+            "kinds",
+            "refusing",
+            "revoking",
+            "storing",
+        )
     )
 )
 
 from ._clock import FakeClock  # noqa: E402
 from ._harness import FakeTime, StorageFactory  # noqa: E402
 from ._kinds import (  # noqa: E402
+    IndexedStorageContract,
     RemoteStorageContract,
     SelfExpiringStorageContract,
     SharedStorageContract,
@@ -77,6 +89,7 @@ from ._kinds import (  # noqa: E402
 __all__ = [
     "FakeClock",
     "FakeTime",
+    "IndexedStorageContract",
     "RemoteStorageContract",
     "SelfExpiringStorageContract",
     "SharedStorageContract",

@@ -13,7 +13,7 @@ from ..session import Session, new_session_id
 from ..storage import Storage, When
 from ._harness import Harness, content, new_session
 
-_ROUNDS = 20
+ROUNDS = 20
 _INCREMENTS = 24
 
 
@@ -31,6 +31,15 @@ async def together(*actions: Callable[[], Awaitable[object]]) -> list[object]:
         for number in range(len(actions)):
             tasks.start_soon(act, number)
     return results
+
+
+async def cancelled_after(delay: int, verb: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Start a verb, and cancel it after `delay` turns of the event loop."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(verb)
+        for _ in range(delay):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
 
 
 async def increment(storage: Storage[int], id: str) -> None:
@@ -53,14 +62,10 @@ async def increment(storage: Storage[int], id: str) -> None:
 class Concurrency(Harness):
     """Races and cancellations, over the storages that `_views` returns."""
 
-    async def _views(self) -> list[Storage[Any]]:
-        """Open the storages that race, which are views of one backend."""
-        return [await self.open()]
-
     async def test_one_of_many_unchanged_writes_wins(self) -> None:
         """The others raise `SessionConflict`, and the winner's write is stored."""
         views = await self._views()
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             session = new_session()
             await views[0].store(session)
             rivals = [await views[n % len(views)].load(session.id) for n in range(8)]
@@ -83,7 +88,7 @@ class Concurrency(Harness):
     async def test_one_of_many_creators_wins(self) -> None:
         """The others raise `SessionExists`, and the winner's write is stored."""
         views = await self._views()
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             id = new_session_id()
             rivals = [Session[Any](id=id, data=number) for number in range(8)]
 
@@ -103,7 +108,7 @@ class Concurrency(Harness):
     async def test_one_of_many_deletes_finds_the_session(self) -> None:
         """`delete` returns True to one caller only."""
         views = await self._views()
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             session = new_session()
             await views[0].store(session)
 
@@ -130,7 +135,7 @@ class Concurrency(Harness):
     async def test_no_save_outlives_a_delete(self, when: When) -> None:
         """The session is gone, whether the save or the delete comes first."""
         views = await self._views()
-        for number in range(_ROUNDS):
+        for number in range(ROUNDS):
             session = new_session()
             await views[0].store(session)
             copy = await views[-1].load(session.id)
@@ -198,7 +203,7 @@ class Concurrency(Harness):
     async def test_cancelled_store_writes_all_or_nothing(self, when: When) -> None:
         """It is cancelled at each point. A caller without an answer keeps the old revision."""
         storage = (await self._views())[0]
-        for delay in range(_ROUNDS):
+        for delay in range(ROUNDS):
             session = new_session(data="whole")
             returned: list[bool] = []
 
@@ -208,7 +213,7 @@ class Concurrency(Harness):
                 await storage.store(session, when=when)
                 returned.append(True)
 
-            await self._cancelled_after(delay, store)
+            await cancelled_after(delay, store)
 
             assert bool(session.revision) == bool(returned)
             try:
@@ -224,15 +229,15 @@ class Concurrency(Harness):
         storage = (await self._views())[0]
         bystander = new_session(data="bystander")
         await storage.store(bystander)
-        for delay in range(_ROUNDS):
+        for delay in range(ROUNDS):
             session = new_session(data=delay)
             await storage.store(session)
 
-            await self._cancelled_after(delay, partial(storage.load, session.id))
+            await cancelled_after(delay, partial(storage.load, session.id))
             assert content(await storage.load(bystander.id)) == content(bystander)
             assert content(await storage.load(session.id)) == content(session)
 
-            await self._cancelled_after(delay, partial(storage.delete, session.id))
+            await cancelled_after(delay, partial(storage.delete, session.id))
             assert content(await storage.load(bystander.id)) == content(bystander)
             await storage.delete(session.id)
 
@@ -243,7 +248,7 @@ class Concurrency(Harness):
         for session in sessions:
             await storage.store(session)
 
-        for delay in range(_ROUNDS):
+        for delay in range(ROUNDS):
             loaded: dict[int, Session[Any]] = {}
             scopes = [anyio.CancelScope() for _ in sessions]
 
@@ -267,13 +272,3 @@ class Concurrency(Harness):
             assert all(
                 content(session) == content(sessions[number]) for number, session in loaded.items()
             )
-
-    async def _cancelled_after(
-        self, delay: int, verb: Callable[[], Coroutine[Any, Any, object]]
-    ) -> None:
-        """Start a verb, and cancel it after `delay` turns of the event loop."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(verb)
-            for _ in range(delay):
-                await checkpoint()
-            tasks.cancel_scope.cancel()

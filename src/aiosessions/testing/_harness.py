@@ -100,6 +100,12 @@ class Harness:
         """Make a storage that is closed when the test ends."""
         return await self._opened.enter_async_context(self._make(ttl=ttl, codec=codec))
 
+    async def _views(
+        self, *, ttl: float = 60.0, codec: Codec[Any] | None = None
+    ) -> list[Storage[Any]]:
+        """Open the storages that a test uses side by side, which are views of one backend."""
+        return [await self.open(ttl=ttl, codec=codec)]
+
 
 def _synchronous(
     test: Callable[..., Coroutine[Any, Any, None]],

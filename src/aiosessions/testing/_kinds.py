@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ..codec import Codec
 from ..errors import SessionConflict, SessionError, SessionNotFound, StorageUnavailable
 from ..session import new_session_id
 from ..storage import Storage, When
@@ -12,7 +13,9 @@ from ._closing import Closing
 from ._concurrency import Concurrency
 from ._expiring import Expiring
 from ._harness import StorageFactory, content, is_gone, new_session, unchanged
+from ._index_races import IndexRaces
 from ._refusing import Refusing, texts_of
+from ._revoking import Revoking
 from ._storing import WHENS, Storing, begin
 
 
@@ -26,8 +29,10 @@ class SharedStorageContract(StorageContract):
     The storages that one test makes must be views of one backend.
     """
 
-    async def _views(self) -> list[Storage[Any]]:
-        return [await self.open(), await self.open()]
+    async def _views(
+        self, *, ttl: float = 60.0, codec: Codec[Any] | None = None
+    ) -> list[Storage[Any]]:
+        return [await self.open(ttl=ttl, codec=codec) for _ in range(2)]
 
     async def test_replicas_see_each_others_writes(self) -> None:
         """A write is visible at once, with its revision, so either replica can go on from it."""
@@ -167,6 +172,10 @@ class SelfExpiringStorageContract(StorageContract):
         assert await storage.delete_expired() == 0
         assert await storage.delete_expired(self.now()) == 0
         assert not await is_gone(storage, live)
+
+
+class IndexedStorageContract(Revoking, IndexRaces, StorageContract):
+    """The contract of storages that find the sessions of a principal: of an `IndexedStorage`."""
 
 
 class RemoteStorageContract(StorageContract):

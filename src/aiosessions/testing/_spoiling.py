@@ -1,4 +1,4 @@
-"""Unreadable records: a codec that writes them, and the kinds that a storage must refuse."""
+"""Codecs that watch or spoil records, and the unreadable ones that a storage must refuse."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +37,30 @@ class SpoilingCodec:
         if self.refusal:
             raise self.refusal
         return self._reader.decode(payload)
+
+
+class SpyingCodec:
+    """A codec that records its arguments.
+
+    Attributes:
+        ids: The ids of the sessions that it encoded.
+        payloads: The payloads that it decoded.
+    """
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.payloads: list[bytes] = []
+        self._codec: Codec[Any] = JsonCodec()
+
+    def encode(self, session: Session[Any]) -> bytes:
+        """Return the session as bytes."""
+        self.ids.add(session.id)
+        return self._codec.encode(session)
+
+    def decode(self, payload: bytes) -> Session[Any]:
+        """Return the session of a payload."""
+        self.payloads.append(bytes(payload))
+        return self._codec.decode(payload)
 
 
 def reader_of_floats() -> SpoilingCodec:

@@ -50,9 +50,11 @@ async def begin(storage: Storage[Any], when: When) -> Session[Any]:
     return session
 
 
-async def absent(harness: Harness, storage: Storage[Any], state: str) -> Session[Any]:
+async def absent(
+    harness: Harness, storage: Storage[Any], state: str, **fields: Any
+) -> Session[Any]:
     """Make a session that is absent, for the reason that `state` names."""
-    session = new_session(data="first")
+    session = new_session(data="first", **fields)
     if state == "past-deadline":
         session.expires_at = harness.now() + timedelta(seconds=harness.unit)
     if state == "stored-past-deadline":
