@@ -1,7 +1,8 @@
 """Storages with one mistake each, and the tests of the contract that find it.
 
 Each overrides one step of `ReferenceStorage`. broken_writes.py has the mistakes of conditional
-writes, expiry and sweeps; broken_connections.py has those of closing, replicas and replies.
+writes, expiry and sweeps; broken_connections.py has those of closing, replicas and replies;
+broken_indexes.py and broken_revocations.py have those of the sessions of a principal.
 """
 # ruff: noqa: D102 - each class explains its methods
 

@@ -3,6 +3,7 @@
 The tests of the kit are called directly here, without pytest, so that this takes little time.
 """
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from aiosessions import Codec, JsonCodec
 from aiosessions.testing import (
     FakeTime,
+    IndexedStorageContract,
     RemoteStorageContract,
     SelfExpiringStorageContract,
     SharedStorageContract,
@@ -20,12 +22,26 @@ from aiosessions.testing import (
     StorageFactory,
     SweptStorageContract,
 )
-from tests.contract import broken_connections, broken_storages, broken_writes
+from tests.contract import (
+    broken_connections,
+    broken_indexes,
+    broken_revocations,
+    broken_storages,
+    broken_writes,
+)
+from tests.support.indexes import IndexedReferenceStorage
 from tests.support.storages import Backend, ReferenceStorage
 
+MODULES = (
+    broken_storages,
+    broken_writes,
+    broken_connections,
+    broken_indexes,
+    broken_revocations,
+)
 KINDS = [
     kind
-    for module in (broken_storages, broken_writes, broken_connections)
+    for module in MODULES
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "found_by")
 ]
@@ -39,7 +55,11 @@ class ReferenceContract(
     """The contracts that `ReferenceStorage` keeps."""
 
 
-class EveryContract(ReferenceContract, SelfExpiringStorageContract):
+class IndexedContract(ReferenceContract, IndexedStorageContract):
+    """The contracts that `IndexedReferenceStorage` keeps."""
+
+
+class EveryContract(IndexedContract, SelfExpiringStorageContract):
     """Every test of the kit."""
 
 
@@ -77,8 +97,9 @@ def run(
         one = contract()
         one._make = factory(Backend())
         one._make_unreachable = factory(Backend(is_down=True))
-        needs = {"caplog": caplog} if name == "logs_hold_no_secrets" else {}
-        getattr(one, f"test_{name}")(**case, **needs)
+        test = getattr(one, f"test_{name}")
+        needs = {"caplog": caplog} if "caplog" in inspect.signature(test).parameters else {}
+        test(**case, **needs)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -92,10 +113,16 @@ def test_contract_finds_the_mistake(
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_contract_accepts_the_reference(caplog: pytest.LogCaptureFixture, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "contract"),
+    [(ReferenceStorage, ReferenceContract), (IndexedReferenceStorage, IndexedContract)],
+)
+def test_contract_accepts_the_reference(
+    kind: type[ReferenceStorage], contract: type, caplog: pytest.LogCaptureFixture, backend: str
+) -> None:
     """The storage that the broken ones derive from passes, so their failures are their mistakes."""
-    for name in sorted(names_of(ReferenceContract)):
-        run(ReferenceStorage, name, caplog, backend)
+    for name in sorted(names_of(contract)):
+        run(kind, name, caplog, backend)
 
 
 def test_every_contract_test_finds_a_mistake() -> None:

@@ -24,12 +24,15 @@ from aiosessions import (
     RedisStorage,
     Session,
     SessionNotFound,
+    StorageUnavailable,
     When,
     new_session_id,
+    session_digest,
 )
 from aiosessions.redis import _outage
 from aiosessions.testing import (
     FakeTime,
+    IndexedStorageContract,
     RemoteStorageContract,
     SelfExpiringStorageContract,
     SharedStorageContract,
@@ -40,7 +43,7 @@ from tests.support.clients import key_of
 from tests.support.servers import Server, age, refused_port
 
 
-class TestLocalStorage(FakeTime, SweptStorageContract):
+class TestLocalStorage(FakeTime, SweptStorageContract, IndexedStorageContract):
     """The local storage on asyncio."""
 
     @pytest.fixture
@@ -65,7 +68,9 @@ class TestLocalStorageOnTrio(TestLocalStorage):
         assert sniffio.current_async_library() == "trio"
 
 
-class RedisContract(FakeTime, SharedStorageContract, SelfExpiringStorageContract):
+class RedisContract(
+    FakeTime, SharedStorageContract, SelfExpiringStorageContract, IndexedStorageContract
+):
     """`RedisStorage` over any server; subclasses can age its keys."""
 
     tick = 5.0  # the clock of a server cannot be stopped, so a test may take this long
@@ -124,6 +129,21 @@ class TestRedisStorage(RedisContract, RemoteStorageContract):
             return self.owner(redis_or_valkey.url, ttl, codec)
 
         return make
+
+    async def test_outage_is_not_an_empty_list(self) -> None:
+        """The calls with a principal raise `StorageUnavailable`."""
+        storage: Any = await self._open_unreachable()
+        id = new_session_id()
+
+        for call in (
+            storage.list("alice"),
+            storage.count("alice"),
+            storage.revoke("alice", session_digest(id)),
+            storage.revoke_all("alice"),
+            storage.trim("alice", 1, keep=id),
+        ):
+            with pytest.raises(StorageUnavailable):
+                await call
 
     @pytest.fixture
     def make_unreachable_storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageFactory]:

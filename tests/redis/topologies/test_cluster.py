@@ -26,6 +26,7 @@ from aiosessions import (
 )
 from aiosessions.testing import (
     FakeTime,
+    IndexedStorageContract,
     SelfExpiringStorageContract,
     SharedStorageContract,
     StorageFactory,
@@ -62,7 +63,9 @@ from tests.support.topologies import (
 pytestmark = pytest.mark.slow
 
 
-class TestRedisStorageOnACluster(FakeTime, SharedStorageContract, SelfExpiringStorageContract):
+class TestRedisStorageOnACluster(
+    FakeTime, SharedStorageContract, SelfExpiringStorageContract, IndexedStorageContract
+):
     """The contract, with redis-py's cluster client."""
 
     tick = 5.0  # the clocks of the servers cannot be stopped, so a test may take this long
