@@ -37,7 +37,6 @@ from ._time import ServerTime
 
 _log = logging.getLogger("aiosessions")
 _REVOKED: Final = 1
-_ROTATED: Final = -1
 _UNREADABLE: Final = -3
 # Commands that one call has in flight at a time.
 _BATCH: Final = 500
@@ -161,22 +160,32 @@ class Index(Generic[D]):
     async def revoke_all(self, deadline: float, principal: str, keep: bytes) -> int:
         """See `IndexedStorage.revoke_all`."""
         owner = principal_digest(principal).encode()
-        revoked = 0
-        # A rotation writes the entry of the new session before it marks the old one. So an old
-        # session that was deleted unmarked makes the rotation fail, and the next reading of the
-        # index finds the new session of a marked one.
+        settled, seen, absent = {keep}, dict[bytes, bytes](), 0
+        revoked, unreadable = 0, False
+        # A rotation stores the new session, with its entry, before it marks or removes the old one;
+        # if the old one is gone, it deletes the new one. So a session that is absent is no proof:
+        # it may not be stored yet, or have moved to an entry that this reading does not have. In
+        # two rounds without new entries, it cannot be both.
         while True:
             entries = await self._entries(deadline, owner)
-            others = [entry for entry in entries if entry[0] != keep]
-            statuses = await self._call_all(
-                self._revoke(deadline, owner, digest) for digest, _ in others
-            )
-            revoked += statuses.count(_REVOKED)
-            if _REVOKED not in statuses and _ROTATED not in statuses:
+            pending = [entry for entry in entries if entry[0] not in settled]
+            has_new = any(digest not in seen for digest, _ in pending)
+            if not pending or (absent >= 2 and not has_new):
                 break
-        if _UNREADABLE in statuses:
+            seen.update(pending)
+            # The newest first, to be faster than the next rotation.
+            digests = [digest for digest, _ in reversed(pending)]
+            statuses = await self._call_all(
+                self._revoke(deadline, owner, digest) for digest in digests
+            )
+            found = {each: status for each, status in zip(digests, statuses, strict=True) if status}
+            settled.update(found)
+            revoked += statuses.count(_REVOKED)
+            unreadable = unreadable or _UNREADABLE in statuses
+            absent = 0 if found else 1 if has_new else absent + 1
+        if unreadable:
             raise CorruptSession("a record of this principal cannot be read and was not revoked")
-        await self._prune(deadline, self.key(owner), others)
+        await self._prune(deadline, self.key(owner), list(seen.items()))
         return revoked
 
     async def trim(self, deadline: float, principal: str, most: int, keep: bytes) -> int:
