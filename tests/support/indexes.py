@@ -43,10 +43,9 @@ class IndexedReferenceStorage(ReferenceStorage, IndexedStorage[Any]):
         check_count(most, "most")
         kept = session_digest(keep)
         current = self.current(principal)
-        others = sorted(
-            (each for each in current if each != kept), key=lambda each: current[each].used_at
-        )
-        return self.remove(others[: max(0, len(current) - most)])
+        unused = sorted(current, key=lambda each: current[each].used_at)
+        excess = unused[: max(0, len(unused) - most)]
+        return self.remove(each for each in excess if each != kept)
 
     def owned(self, principal: str) -> Owned:
         """Return the live sessions of a principal by their digests, rotated ones included."""
