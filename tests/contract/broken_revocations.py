@@ -128,19 +128,6 @@ class DropsTheIndexFirst(DropsTheIndex, found_by="cancelled_revoke_all_can_be_re
         return self.remove(owned)
 
 
-class TrimsTheNextToEnd(
-    IndexedReferenceStorage, Broken, found_by="trim_goes_by_use_not_by_deadline"
-):
-    """`trim` goes by the time that is left of a session."""
-
-    async def trim(self, principal: str, most: int, *, keep: str) -> int:
-        self.check_open()
-        current = self.current(principal)
-        others = [each for each in current if each != session_digest(keep)]
-        others.sort(key=lambda each: current[each].deadline)
-        return self.remove(others[: max(0, len(current) - most)])
-
-
 class TrimsTheOldest(
     IndexedReferenceStorage,
     Broken,

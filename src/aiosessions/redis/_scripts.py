@@ -111,9 +111,7 @@ local function write(...)
       -- Only a delete is a delete: a key with a TTL of 1 ms could still be renewed.
       redis.call('DEL', KEYS[1])
       return 1
-    elseif left < ttl and string.sub(record, 1, 1) ~= '2' then
-      -- The TTL of a principal's session tells for how long the session was not used, so it is a
-      -- full one, as after a load.
+    elseif left < ttl then
       px = string.format('%.0f', math.ceil(left))
     end
   end

@@ -1,7 +1,6 @@
 """Tests of `revoke`, `revoke_all` and `trim`."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -198,21 +197,6 @@ class Revoking(Indexing):
         assert await is_gone(storage, idle)
         assert await listed(storage, ALICE) == {loaded.digest, written.digest, new.digest}
         assert await storage.count(BOB) == 3
-
-    async def test_trim_goes_by_use_not_by_deadline(self) -> None:
-        """A session that is used stays, although its deadline is the next one."""
-        storage = await self._index()
-        used, unused, new = (new_session(principal=ALICE) for _ in range(3))
-        used.expires_at = self.now() + timedelta(seconds=59)
-        for session in (used, unused):
-            await storage.store(session, when=When.ABSENT)
-            await self.advance(self.tick)
-        await storage.store(used, when=When.UNCHANGED)
-        await storage.store(new, when=When.ABSENT)
-
-        assert await storage.trim(ALICE, 2, keep=new.id) == 1
-
-        assert await listed(storage, ALICE) == {used.digest, new.digest}
 
     async def test_trim_keeps_the_given_session(self) -> None:
         """It keeps `keep` even if that is the longest unused one, and deletes no other for it."""
