@@ -51,8 +51,12 @@ class Index(Generic[D]):
         ttl: The TTL of the sessions in milliseconds.
         codec: Decodes sessions.
         time: The time.
-        window: In a cluster, the milliseconds in which a session may follow its entry. On one
+        window: In a cluster, the milliseconds for which an entry without a session stays. On one
             server, 0: both are written at once.
+
+    Attributes:
+        fresh: The milliseconds that are left of a lease when its entry is half a window old. The
+            session may follow until then: the clocks of two servers may differ by the other half.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Index(Generic[D]):
         self._time = time
         self._window = window
         self._lifetime = b"%d" % (3 * ttl + window)
+        self.fresh = b"%d" % (3 * ttl + window // 2)
 
     @property
     def on_one_server(self) -> bool:

@@ -96,7 +96,8 @@ _STORE = (
     + """
 -- KEYS: the session's key; for a session of a principal on one server, the key of the index.
 -- ARGV: the condition; the record; its TTL in milliseconds; the clock offset; the revision to
--- replace; for a session of a principal in a cluster, its lease, or empty.
+-- replace; for a session of a principal in a cluster, its lease, or empty, and the milliseconds
+-- that must be left of the lease.
 local record, ttl, time = ARGV[2], tonumber(ARGV[3]), now(ARGV[4])
 local head = ''
 if ARGV[1] ~= 'always' then
@@ -117,7 +118,12 @@ local function write(...)
   end
   local owner, lease = owner_of(record), ARGV[6]
   if owner ~= '' then
-    if not lease or lease == '' then
+    if lease and lease ~= '' then
+      -- A command that arrives late may find its entry removed, because no session was there.
+      if tonumber(lease) - time < tonumber(ARGV[7]) then
+        return 2
+      end
+    else
       lease = nil
       if is_record(head) and owner_of(head) == owner then
         lease = string.sub(head, 33, 47)
@@ -202,7 +208,7 @@ class StoreScript:
     def __init__(self, *, retryable: bool) -> None:
         self.plain = Script(_STORE, 5, retryable=retryable)
         self.owned = Script(_STORE, 5, keys=2, retryable=retryable)
-        self.leased = Script(_STORE, 6, retryable=retryable)
+        self.leased = Script(_STORE, 7, retryable=retryable)
 
 
 # Only a compare-and-set can be sent twice: it cannot succeed a second time.

@@ -105,7 +105,9 @@ class Writer:
         lease = b""
         if enter or when in (When.ALWAYS, When.ABSENT):
             lease = await self._index.enter(deadline, key, record)
-        return script.leased.fill(deadline, key, *words, lease)
+        # The clocks of two servers may differ, so the second attempt does not compare them.
+        left = b"0" if enter else self._index.fresh
+        return script.leased.fill(deadline, key, *words, lease, left)
 
     async def _is_in_place(self, deadline: float, key: bytes, record: bytes) -> bool:
         """Whether a write without a reply has been applied, as far as its revision tells."""
