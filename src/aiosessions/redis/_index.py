@@ -107,7 +107,10 @@ class Index(Generic[D]):
     def needs_renewal(self, record: bytes) -> bool:
         """Whether less than two TTLs of a lease are left, and the session may need them."""
         lease = lease_of(record)
-        return lease - self._time.now() < 2 * self._ttl and deadline_of(record) > lease
+        left = lease - self._time.now()
+        # More than a new lease has: the clock of this process is behind.
+        too_much = 3 * self._ttl + self._ttl // 4 + self._window
+        return not 2 * self._ttl <= left <= too_much and deadline_of(record) > lease
 
     async def renew(self, deadline: float, key: bytes, record: bytes) -> None:
         """Extend the lease of a session that was loaded.
