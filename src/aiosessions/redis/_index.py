@@ -116,8 +116,8 @@ class Index(Generic[D]):
         """Extend the lease of a session that was loaded.
 
         Raises:
-            StorageUnavailable: The index cannot be written, and the lease may end before the
-                session does.
+            StorageUnavailable, CorruptSession: The index cannot be written, and the lease may end
+                before the session does.
         """
         left = lease_of(record) - self._time.now()
         revision = revision_of(record).encode()
@@ -130,7 +130,7 @@ class Index(Generic[D]):
                 lease = await self.enter(deadline, key, record)
                 command = scripts.RENEW_LEASED.fill(deadline, key, revision, lease)
             await self._router.call(command)
-        except StorageUnavailable:
+        except (StorageUnavailable, CorruptSession):
             if left < self._ttl:
                 raise
 
