@@ -150,7 +150,7 @@ class Index(Generic[D]):
         infos: list[SessionInfo[D]] = []
         gone: list[tuple[bytes, bytes]] = []
         for entry, record in zip(entries, records, strict=True):
-            if record is None:
+            if record is None or _is_of_another(record, owner):
                 gone.append(entry)
             elif entry not in dead and (info := self._info(record, entry[0].decode(), owner)):
                 infos.append(info)
@@ -274,6 +274,15 @@ class Index(Generic[D]):
             for start in range(0, len(every), _BATCH)
             for reply in await self._router.call_all(every[start : start + _BATCH])
         ]
+
+
+def _is_of_another(record: bytes, owner: bytes) -> bool:
+    """Whether a record is that of a session of another principal, or of none."""
+    try:
+        deadline_of(record)
+    except CorruptSession:  # the owner cannot be read
+        return False
+    return record[:1] == PLAIN or owner_of(record) != owner
 
 
 def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
