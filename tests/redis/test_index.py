@@ -238,7 +238,7 @@ async def test_index_always_expires(
     assert observer.exists(INDEX) == 0
 
 
-@pytest.mark.parametrize("end", ["deleted", "expired", "evicted", "moved"])
+@pytest.mark.parametrize("end", ["expired", "evicted", "moved"])
 @pytest.mark.parametrize("heal", ["list", "count", "write"])
 async def test_entries_of_dead_sessions_disappear(
     storage: Storage, observer: "redis.Redis", age: Callable[[float], None], end: str, heal: str
@@ -251,9 +251,7 @@ async def test_entries_of_dead_sessions_disappear(
         await storage.load(live.id)
         age(0.6 * TTL)
     for session in dead:
-        if end == "deleted":
-            await storage.delete(session.id)
-        elif end == "evicted":
+        if end == "evicted":
             observer.delete(key_of(session.id))
         elif end == "moved":
             session.principal = "bob"
@@ -267,6 +265,19 @@ async def test_entries_of_dead_sessions_disappear(
     else:  # three dead ones at least in each sample of four
         for _ in range(7):
             await storage.store(live)
+    assert observer.zrange(INDEX, 0, -1) == [live.digest.encode()]
+
+
+async def test_deletion_removes_the_entry(
+    storage: Storage, observer: "redis.Redis", clock: FakeClock
+) -> None:
+    """The command that deletes a session removes its entry, too."""
+    live, *sessions = await owned(storage, 5)
+    await storage.delete(sessions[0].id)
+    await storage.revoke(ALICE, sessions[1].digest)
+    sessions[2].expires_at = clock.now()
+    await storage.store(sessions[2])
+    assert await storage.trim(ALICE, 1, keep=live.id) == 1
     assert observer.zrange(INDEX, 0, -1) == [live.digest.encode()]
 
 

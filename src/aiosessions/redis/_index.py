@@ -248,7 +248,8 @@ class Index(Generic[D]):
             await self._router.call(scripts.PRUNE.fill(deadline, index, *words))
 
     def _revoke(self, deadline: float, owner: bytes, digest: bytes) -> commands.Command:
-        return scripts.REVOKE.fill(deadline, self._key_prefix + digest, owner, self._time.offset())
+        words = owner, self._time.offset(), b"%d" % self.on_one_server
+        return scripts.REVOKE.fill(deadline, self._key_prefix + digest, *words)
 
     def _is_late(self, record: bytes | None) -> bool:
         """Whether a record is past its deadline by the clock of this process."""

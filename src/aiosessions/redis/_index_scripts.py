@@ -91,7 +91,8 @@ REVOKE: Final = Script(
     + """
 -- Delete a session of a principal: 1; -1 if the id was rotated away; 0 if there is none; -3 if the
 -- record cannot be read.
--- KEYS: the session's key. ARGV: the digest of the principal; the clock offset.
+-- KEYS: the session's key. ARGV: the digest of the principal; the clock offset; 1 on one server, 0
+-- in a cluster.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
 -- A replica may be out of date, and rejects this as a write, although it only reads.
 if head == '' then
@@ -102,12 +103,13 @@ elseif owner_of(head) ~= ARGV[1] then
   return 0
 end
 redis.call('DEL', KEYS[1])
+forget(KEYS[1], head, ARGV[3])
 if is_dead(head, now(ARGV[2])) then
   return 0
 end
 return string.sub(head, 1, 1) == '3' and -1 or 1
 """,
-    2,
+    3,
 )
 
 LOOK: Final = Script(

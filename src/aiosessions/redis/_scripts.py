@@ -64,6 +64,14 @@ end
 local function owner_of(head)
   return string.sub(head, 1, 1) == '1' and '' or string.sub(head, 48, 79)
 end
+
+-- Remove the entry of a session that was deleted, if one server has both.
+local function forget(key, head, on_one_server)
+  if on_one_server == '1' and is_record(head) and owner_of(head) ~= '' then
+    local index = string.sub(key, 1, -33) .. 'principal:' .. owner_of(head)
+    redis.pcall('ZREM', index, string.sub(key, -32))
+  end
+end
 """
 
 # A lease lasts for three TTLs, and is extended once less than two are left.
@@ -111,6 +119,7 @@ local function write(...)
     if left <= 0 then
       -- Only a delete is a delete: a key with a TTL of 1 ms could still be renewed.
       redis.call('DEL', KEYS[1])
+      forget(KEYS[1], record, KEYS[2] and '1')
       return 1
     elseif left < ttl then
       px = string.format('%.0f', math.ceil(left))
@@ -218,16 +227,19 @@ STORE_UNCHANGED: Final = StoreScript(retryable=True)
 DELETE: Final = Script(
     PRELUDE
     + """
--- KEYS: the session's key. ARGV: the clock offset.
+-- KEYS: the session's key. ARGV: the clock offset; 1 on one server, 0 in a cluster.
 -- pcall: a value that is not a string cannot be read, but it can be deleted.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
 local dead = type(head) == 'string' and is_record(head) and is_dead(head, now(ARGV[1]))
-if redis.call('DEL', KEYS[1]) == 0 or dead then
+if redis.call('DEL', KEYS[1]) == 0 then
   return 0
 end
-return 1
+if type(head) == 'string' then
+  forget(KEYS[1], head, ARGV[2])
+end
+return dead and 0 or 1
 """,
-    1,
+    2,
 )
 
 BURY: Final = Script(

@@ -220,7 +220,8 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
         """
         deadline = self._router.deadline()
         key = self._key_prefix + session_digest(id).encode()
-        reply = await self._router.call(scripts.DELETE.fill(deadline, key, self._time.offset()))
+        words = self._time.offset(), b"%d" % self._index.on_one_server
+        reply = await self._router.call(scripts.DELETE.fill(deadline, key, *words))
         if reply not in (scripts.ABSENT, scripts.DONE):
             raise scripts.unfit(in_doubt=True)
         self._unreadable.pop(key, None)
