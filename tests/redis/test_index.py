@@ -332,6 +332,17 @@ async def test_wrong_type_of_index_fails_only_its_principal(
     assert await storage.count("bob") == 1
 
 
+async def test_unreadable_lease_is_corrupt(storage: Storage, observer: "redis.Redis") -> None:
+    """The storage neither overwrites, lists nor counts a record with a damaged lease."""
+    (session,) = await owned(storage)
+    observer.setrange(key_of(session.id), 40, b"x")
+    for when in (When.ABSENT, When.PRESENT, When.UNCHANGED):
+        assert await outcome(storage.store(session, when=when)) is CorruptSession
+    assert await outcome(storage.revoke(ALICE, session.digest)) is CorruptSession
+    assert await listed(storage, ALICE) == set()
+    assert await storage.count(ALICE) == 0
+
+
 async def test_keys_and_entries_hold_neither_ids_nor_principals(
     storage: Storage, observer: "redis.Redis"
 ) -> None:

@@ -51,8 +51,9 @@ end
 -- Whether the first 79 bytes of a value are the header of a record, at least.
 local function is_record(head)
   local format = string.sub(head, 1, 1)
+  local has_owner = (format == '2' or format == '3') and #head == 79
   return #head >= 32 and not string.find(string.sub(head, 18, 32), '%D')
-    and (format == '1' or (format == '2' or format == '3') and #head == 79)
+    and (format == '1' or has_owner and not string.find(string.sub(head, 33, 47), '%D'))
 end
 
 local function is_dead(head, time)
