@@ -95,9 +95,7 @@ class Index(Generic[D]):
         command = scripts.ENTER.fill(deadline, index, digest, self._lifetime, self._time.offset())
         lease, sample = await self._router.call(command)
         entries = [each for each in _pairs(sample) if each[0] != digest]
-        # A server that hangs must leave the time for the session, which may be on another one.
-        now = asyncio.get_running_loop().time()
-        soon = now + (deadline - now) / 4
+        soon = _soon(deadline)
         with suppress(CorruptSession, StorageUnavailable):
             looks = await self._look_at(soon, owner_of(record), entries)
             dead = [each for each, left in zip(entries, looks, strict=True) if left == 0]
@@ -121,6 +119,8 @@ class Index(Generic[D]):
         """
         left = lease_of(record) - self._time.now()
         revision = revision_of(record).encode()
+        if left >= self._ttl:  # a later load can extend it
+            deadline = _soon(deadline)
         try:
             if self.on_one_server:
                 index = self.key(owner_of(record))
@@ -275,6 +275,15 @@ class Index(Generic[D]):
             for start in range(0, len(every), _BATCH)
             for reply in await self._router.call_all(every[start : start + _BATCH])
         ]
+
+
+def _soon(deadline: float) -> float:
+    """The deadline of a command that a call can do without.
+
+    A server that hangs must leave the time for the session, which may be on another server.
+    """
+    now = asyncio.get_running_loop().time()
+    return now + (deadline - now) / 4
 
 
 def _is_of_another(record: bytes, owner: bytes) -> bool:

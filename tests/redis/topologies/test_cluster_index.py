@@ -83,7 +83,9 @@ async def test_lease_is_extended_once_per_ttl(
         with counted(storage) as sent:
             await storage.load(session.id)
         assert len(sent) in (1, 3)
-        renewals += len(sent) > 1
+        if len(sent) > 1:
+            renewals += 1
+            assert sent[1].deadline < sent[0].deadline  # a hanging index delays no load for long
         assert entries(nodes, "alice") == {session.digest}
     assert ttls / 2 < renewals <= ttls
 
