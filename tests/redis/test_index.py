@@ -7,6 +7,7 @@ tests/redis/topologies has the same index in a cluster, and crashes between two 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ async def storage(proxy: FaultProxy, clock: FakeClock) -> AsyncIterator[Storage]
         await sessions.save(session)
         await sessions.create(principal="bob")
         await sessions.list("bob")
+        await sessions.count("bob")
         await sessions.revoke_all("bob")
         clock.advance(1.5 * TTL)  # the server's time stands still, so the lease ends sooner
         session = await sessions.create(principal="carol")
@@ -269,16 +271,18 @@ async def test_entries_of_dead_sessions_disappear(
 
 
 async def test_deletion_removes_the_entry(
-    storage: Storage, observer: "redis.Redis", clock: FakeClock
+    storage: Storage, observer: "redis.Redis", clock: FakeClock, age: Callable[[float], None]
 ) -> None:
     """The command that deletes a session removes its entry, too."""
-    live, *sessions = await owned(storage, 5)
+    sessions = await owned(storage, 4)
+    age(1)
+    sessions += await owned(storage)
     await storage.delete(sessions[0].id)
     await storage.revoke(ALICE, sessions[1].digest)
-    sessions[2].expires_at = clock.now()
+    sessions[2].expires_at = clock.now() - timedelta(seconds=1)
     await storage.store(sessions[2])
-    assert await storage.trim(ALICE, 1, keep=live.id) == 1
-    assert observer.zrange(INDEX, 0, -1) == [live.digest.encode()]
+    assert await storage.trim(ALICE, 1, keep=sessions[4].id) == 1
+    assert observer.zrange(INDEX, 0, -1) == [sessions[4].digest.encode()]
 
 
 @pytest.mark.parametrize("create", [True, False], ids=["short-creates", "long-creates"])

@@ -156,6 +156,7 @@ local removed = 0
 for number = 1, #live - ARGV[3] do
   if live[number].digest ~= ARGV[4] then
     removed = removed + redis.call('DEL', ARGV[2] .. live[number].digest)
+    redis.call('ZREM', KEYS[1], live[number].digest)
   end
 end
 return removed

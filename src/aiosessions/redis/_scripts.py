@@ -120,7 +120,7 @@ local function write(...)
     if left <= 0 then
       -- Only a delete is a delete: a key with a TTL of 1 ms could still be renewed.
       redis.call('DEL', KEYS[1])
-      forget(KEYS[1], record, KEYS[2] and '1')
+      forget(KEYS[1], string.sub(record, 1, 79), KEYS[2] and '1')
       return 1
     elseif left < ttl then
       px = string.format('%.0f', math.ceil(left))
