@@ -17,6 +17,7 @@ Rules:
 - Each session that is stored at the end is in the index.
 - If a fault may lose writes, those that `checker` would count as lost may also be missing here:
   entries of the index, and revocations. In a cluster, an entry may be lost and its session not.
+  A fault may also restore a session.
 """
 
 from collections import defaultdict
@@ -71,7 +72,8 @@ def judge_owners(
             life.marks for life in owned.values()
         ):
             verdict.sessions.update(owned)
-        owner = _Owner(owned, [each for each in calls[principal] if each.verb == LIST and each.ok])
+        lists = [each for each in calls[principal] if each.verb == LIST and each.ok]
+        owner = _Owner(owned, lists, loses)
         findings = dict.fromkeys(owner.findings())  # each once
         for id, what, ended in findings:
             if loses and loses[0] - MAX_REPLICATION_LAG <= ended <= loses[1]:
@@ -93,7 +95,6 @@ class _Life:
         if final:
             self.seen.append(_AT_THE_END)
         self.first = min(self.seen, key=lambda event: event.end, default=_NEVER)
-        self.last_start = max((event.start for event in self.seen), default=-inf)
         self.missing = [event for event in events if event.outcome == "SessionNotFound"]
         self.attempted = any(e.may_be_applied for e in events if e.verb not in (LOAD, DELETE))
         self.origin = next((event.origin for event in events if event.origin), "")
@@ -124,6 +125,7 @@ class _Owner:
 
     lives: Mapping[str, _Life]
     lists: Sequence[Event]
+    loses: tuple[float, float] | None
 
     def findings(self) -> Iterator[_Finding]:
         """The contradictions."""
@@ -145,9 +147,15 @@ class _Owner:
         for id, life in self.lives.items():
             if id in digests or life.first.end >= listed.start:
                 continue
-            survived = life.last_start > listed.end and life.first_mark > listed.end
-            if life.fragile > listed.end or survived:
+            if life.fragile > listed.end or self._survived(life, listed):
                 yield id, "alive, but missing in a list", life.first.end
+
+    def _survived(self, life: _Life, listed: Event) -> bool:
+        """Whether a session is seen after a list, and no fault between may have restored it."""
+        if life.first_mark < listed.end:
+            return False
+        limit = self.loses[0] if self.loses and listed.end <= self.loses[1] else inf
+        return any(listed.end < event.start and event.end <= limit for event in life.seen)
 
     def _judge_life(self, life: _Life) -> Iterator[_Finding]:
         for event in life.missing:

@@ -147,6 +147,14 @@ def test_fault_may_lose_an_entry(begin: float, *, excused: bool) -> None:
     assert (verdict.wrong == [], len(verdict.lost)) == (excused, int(excused))
 
 
+@pytest.mark.parametrize(("begin", "excused"), [(5.5, True), (9.0, False)])
+def test_fault_may_restore_a_session(begin: float, *, excused: bool) -> None:
+    """Nothing is wrong if the delete of a session is lost, and a list has shown the delete."""
+    history = History().add(ABSENT, "a").add(REVOKE_ALL, **IN_DOUBT).listing().add(LOAD, "a")
+
+    assert (history.judge("a", loses=(begin, begin + 0.4)).wrong == []) is excused
+
+
 def test_scan_finds_ids() -> None:
     """An id is found inside of a longer text."""
     one, other = (f"{number}" * 40 for number in (1, 2))

@@ -201,7 +201,7 @@ async def test_tracebacks_hold_nothing_of_other_callers(
 
 @pytest.mark.usefixtures("short_bridge")
 async def test_list_that_fails_has_the_cause(proxy: FaultProxy) -> None:
-    """The error of one of several commands keeps its cause, and has no other context."""
+    """The cause of the error of one of several commands is its only context."""
     async with storage_at(proxy.url) as storage:
         await stored(storage, principal="alice")
         proxy.on_reply("GETEX", replace(b"-READONLY\r\n"), times=float("inf"))
