@@ -86,6 +86,11 @@ class SessionManager(Generic[D]):
         self._max_per_principal = max_per_principal
         self._entered = False
 
+    @property
+    def storage(self) -> Storage[D]:
+        """The storage of the sessions."""
+        return self._storage
+
     async def __aenter__(self) -> Self:
         if self._entered:
             raise RuntimeError("the manager is entered already; enter it once, at startup")

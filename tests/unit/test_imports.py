@@ -26,7 +26,7 @@ LEVELS = (
     {"_lifetime"},
     {"_principals", "_retry", "_rotation", "_sweep"},
     {"manager"},
-    {"testing"},
+    {"asgi", "testing"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
