@@ -91,6 +91,11 @@ class SessionManager(Generic[D]):
         """The storage of the sessions."""
         return self._storage
 
+    @property
+    def clock(self) -> Clock:
+        """The source of time."""
+        return self._clock
+
     async def __aenter__(self) -> Self:
         if self._entered:
             raise RuntimeError("the manager is entered already; enter it once, at startup")
