@@ -4,11 +4,16 @@ Data is compared by its top-level parts: the keys of a dict, or the fields of a 
 or an attrs class. Other data is one part. A nested change is a change of its part.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
+
+from ..errors import SessionConflict
+from ..record import CHANGED
 
 _WHOLE = ""
 
@@ -37,46 +42,84 @@ class Changes:
 
     def __init__(self, before: Snapshot, data: Any, metadata: dict[str, str]) -> None:
         now = Snapshot.of(data, metadata)
-        self._data, self._metadata = data, metadata
-        self._set = _different(now.data, before.data)
-        self._removed = before.data.keys() - now.data.keys()
-        self._metadata_set = _different(now.metadata, before.metadata)
-        self._metadata_removed = before.metadata.keys() - now.metadata.keys()
+        self._before, self._data, self._metadata = before, data, metadata
+        self._changed = _different(before.data, now.data)
+        self._metadata_changed = _different(before.metadata, now.metadata)
 
     def __bool__(self) -> bool:
-        return bool(self._set or self._removed or self._metadata_set or self._metadata_removed)
+        return bool(self._changed or self._metadata_changed)
 
-    def apply(self, data: Any, metadata: dict[str, str]) -> Any:
-        """Set and remove the same parts in other data, and return that data."""
-        for key in self._metadata_set:
-            metadata[key] = self._metadata[key]
-        for key in self._metadata_removed:
-            metadata.pop(key, None)
-        if _WHOLE in self._set or type(data) is not type(self._data):
-            return self._data if self._set or self._removed else data
-        parts = _parts(self._data)
-        for key in self._set:
-            if isinstance(data, dict):
-                data[key] = parts[key]
-            else:
-                setattr(data, key, parts[key])
-        for key in self._removed:
-            if isinstance(data, dict):
-                data.pop(key, None)
+    def apply(
+        self, data: Any, metadata: dict[str, str], read: AbstractSet[str] | None = frozenset()
+    ) -> Any:
+        """Set and remove the same parts in data that another request has changed.
+
+        Args:
+            data: The fresh data. It is changed in place where its type allows that.
+            metadata: The fresh metadata, which is changed in place.
+            read: The parts that this request has read; None for all.
+
+        Returns:
+            The merged data.
+
+        Raises:
+            SessionConflict: The other request has changed a part that this request has read and
+                changed.
+        """
+        theirs = _different(self._before.data, _encoded(_parts(data)))
+        is_whole = type(data) is not type(self._data) or _WHOLE in self._changed | theirs
+        both = theirs if is_whole and self._changed else theirs & self._changed
+        if both if read is None else both & read:
+            raise SessionConflict(CHANGED)
+        _assign(metadata, self._metadata, self._metadata_changed)
+        if is_whole:
+            return self._data if self._changed else data
+        try:
+            _assign(data, self._data, self._changed)
+        except AttributeError:  # the type is frozen, so its parts cannot be merged
+            raise SessionConflict(CHANGED) from None
         return data
+
+
+def refill(target: Any, source: Any) -> Any:
+    """Give the top-level parts of `source` to `target`, so that references to it stay valid.
+
+    Returns:
+        `target`, or `source` if that is impossible.
+    """
+    mine, theirs = _parts(target), _parts(source)
+    if type(target) is not type(source) or _WHOLE in mine or _WHOLE in theirs:
+        return source
+    try:
+        _assign(target, source, mine.keys() | theirs.keys())
+    except AttributeError:  # the type is frozen
+        return source
+    return target
+
+
+def _assign(target: Any, source: Any, keys: AbstractSet[str]) -> None:
+    parts = _parts(source)
+    for key in keys:
+        if not isinstance(target, dict):
+            setattr(target, key, parts[key])
+        elif key in parts:
+            target[key] = parts[key]
+        else:
+            target.pop(key, None)
 
 
 def _parts(data: Any) -> Mapping[str, Any]:
     if isinstance(data, dict):
-        keys = data
-        if all(isinstance(key, str) and key for key in keys):
+        if all(isinstance(key, str) and key for key in data):
             return cast("dict[str, Any]", data)
-    for names in ("__struct_fields__", "__dataclass_fields__"):
-        if hasattr(data, names):
-            return {name: getattr(data, name) for name in getattr(data, names)}
-    if hasattr(data, "__attrs_attrs__"):
-        return {each.name: getattr(data, each.name) for each in data.__attrs_attrs__}
-    return {_WHOLE: data}
+        return {_WHOLE: data}
+    if isinstance(data, msgspec.Struct):
+        names = data.__struct_fields__
+    elif dataclasses.is_dataclass(data):
+        names = tuple(field.name for field in dataclasses.fields(data))
+    else:
+        names = tuple(field.name for field in getattr(data, "__attrs_attrs__", ()))
+    return {name: getattr(data, name) for name in names} if names else {_WHOLE: data}
 
 
 def _encoded(parts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -90,5 +133,5 @@ def _encode(value: Any) -> bytes:
         return repr(value).encode(errors="surrogatepass")
 
 
-def _different(now: Mapping[str, bytes], before: Mapping[str, bytes]) -> set[str]:
-    return {key for key, value in now.items() if before.get(key) != value}
+def _different(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> AbstractSet[str]:
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}

@@ -28,8 +28,13 @@ class Transport(Protocol):
         """Return the id that a request presents, well-formed or not; None if there is none."""
         ...
 
-    def issue(self, id: str, max_age: int) -> Sequence[tuple[bytes, bytes]]:
-        """Return the response headers that give an id to the client for `max_age` seconds."""
+    def issue(self, id: str, max_age: int | None) -> Sequence[tuple[bytes, bytes]]:
+        """Return the response headers that give an id to the client.
+
+        Args:
+            id: The id.
+            max_age: The seconds for which the client may keep it; None for no limit.
+        """
         ...
 
     def clear(self) -> Sequence[tuple[bytes, bytes]]:
@@ -108,9 +113,9 @@ class CookieTransport(Transport):
                         return text[1:-1] if quoted else text
         return None
 
-    def issue(self, id: str, max_age: int) -> Sequence[tuple[bytes, bytes]]:
+    def issue(self, id: str, max_age: int | None) -> Sequence[tuple[bytes, bytes]]:
         """See `Transport.issue`."""
-        return self._cookie(f"{id}; Max-Age={max_age}")
+        return self._cookie(id if max_age is None else f"{id}; Max-Age={max_age}")
 
     def clear(self) -> Sequence[tuple[bytes, bytes]]:
         """See `Transport.clear`."""
@@ -161,7 +166,7 @@ class HeaderTransport(Transport):
                 return value.decode("latin-1")
         return None
 
-    def issue(self, id: str, max_age: int) -> Sequence[tuple[bytes, bytes]]:
+    def issue(self, id: str, max_age: int | None) -> Sequence[tuple[bytes, bytes]]:
         """See `Transport.issue`. Such a client keeps the id as long as it likes."""
         del max_age
         return [(self._name, id.encode("latin-1"))]
