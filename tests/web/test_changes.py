@@ -107,7 +107,7 @@ def test_fields_are_merged(kind: Any) -> None:
     [(["a"], ["a", "b"], ["a", "c"]), ({1: 2}, {"a": 1}, {1: 3}), (Frozen(), Frozen(1), Frozen(2))],
 )
 def test_other_data_is_not_merged(before: Any, mine: Any, theirs: Any) -> None:
-    """Data without parts is one part: two changes are a conflict, and one is kept."""
+    """Data without parts is one part: two changes are a conflict, and one stays."""
     with pytest.raises(SessionConflict):
         changes(before, mine).apply(theirs, {}, None)
     assert changes(before, before).apply(theirs, {}, None) == theirs
@@ -131,7 +131,7 @@ def test_refilled_data_keeps_its_identity() -> None:
 
 
 def test_unencodable_value_is_compared_by_its_repr() -> None:
-    """The codec refuses the value later, with a message of its own."""
+    """The codec refuses the value later, with another message."""
     value = object()
     assert not changes({"a": value}, {"a": value})
     assert changes({"a": value}, {"a": object()})

@@ -31,7 +31,7 @@ def deleting(session: WebSession[Any]) -> None:
 
 @pytest.fixture
 def local(clock: FakeClock) -> LocalStorage[Any]:
-    """A storage whose verbs can be broken."""
+    """A storage with verbs that can be broken."""
 
     class Breakable(LocalStorage[Any]):
         """A storage with an error for each verb."""

@@ -73,7 +73,7 @@ def test_wrong_cookie_is_refused(settings: dict[str, Any]) -> None:
 
 
 def test_header_carries_the_id() -> None:
-    """The header has no attributes, and cannot be cleared."""
+    """The header has only the id, and cannot be cleared."""
     transport = HeaderTransport("Mcp-Session-Id")
     assert transport.read([(b"mcp-session-id", b"x")]) == "x"
     assert transport.read([(b"cookie", b"session=x")]) is None

@@ -76,7 +76,7 @@ def last(answer: Answer) -> tuple[str, int]:
 async def test_origin_is_checked(
     client: Client, origin: str | None, host: str, *, allowed: bool
 ) -> None:
-    """Browsers send cookies with WebSockets of every site, but not with a header of its own."""
+    """Browsers send cookies with WebSockets of every site, but not the header of a transport."""
     client.settings["origins"] = ["https://Partner.example"]
     headers = [(b"host", host.encode())]
     if origin is not None:
@@ -156,7 +156,7 @@ async def test_change_is_stored_before_the_close(client: Client) -> None:
 
 
 async def test_conflict_at_accept_ends_the_websocket(client: Client) -> None:
-    """The application is told that the client has gone."""
+    """The application receives a disconnect."""
     await client.get(setting(a=1))
     old = client.copy()
     await client.get(signing_in("alice"))
@@ -188,7 +188,7 @@ async def test_revocation_ends_a_stream(client: Client, kind: str) -> None:
     assert await client.data() == ({}, None)
 
 
-async def test_stream_is_kept_alive(client: Client, local: LocalStorage[Any]) -> None:
+async def test_stream_renews_its_session(client: Client, local: LocalStorage[Any]) -> None:
     """Its session is loaded at the interval, also across an outage."""
     client.settings["keep_alive"] = 0.001
     await client.get(setting(a=1))

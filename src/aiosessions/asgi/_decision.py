@@ -46,7 +46,7 @@ class Signals:
 
     Attributes:
         loaded: There is a stored session, and the application has not deleted it.
-        unknown: The client presented an id, and there was no session.
+        unknown: The client presented an id without a session.
         deleted: The application deleted the stored session.
         changed: Data or metadata differ from those that were loaded; for a new session, from empty.
         new_rights: There is another principal, or the application called `rotate`.

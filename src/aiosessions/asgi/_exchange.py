@@ -90,7 +90,7 @@ class Exchange(Generic[D]):
         return None
 
     async def _end(self, failure: Exception | None) -> None:
-        """Store what is left to store after the application has returned or raised."""
+        """Store the rest after the application has returned or raised."""
         if self._ended:  # by another client of this session
             if self._is_websocket and not self._closed:
                 reason = "the session has ended"
@@ -104,7 +104,7 @@ class Exchange(Generic[D]):
             await self._work.finish()
             return
         try:
-            await self._work.settle()  # a deletion holds, whatever has happened
+            await self._work.settle()  # a deletion holds after every failure
         except SessionError as error:
             if failure is None:
                 raise

@@ -88,7 +88,7 @@ async def delete_in_use(sessions: SessionManager[Any], id: str) -> None:
         except SessionConflict:
             if not await retry.wait():
                 raise
-        except (CorruptSession, InvalidSession):  # it has no mark, or is too large to write again
+        except (CorruptSession, InvalidSession):  # without a mark, or too large to write again
             await sessions.delete(id)
             return
         else:

@@ -1,4 +1,4 @@
-"""How an id travels between a client and the middleware: in a cookie, or in a header of its own.
+"""How an id travels between a client and the middleware: in a cookie, or in another header.
 
 Cookies follow RFC 6265bis (https://datatracker.ietf.org/doc/draft-ietf-httpbis-rfc6265bis/).
 """
@@ -172,5 +172,5 @@ class HeaderTransport(Transport):
         return [(self._name, id.encode("latin-1"))]
 
     def clear(self) -> Sequence[tuple[bytes, bytes]]:
-        """See `Transport.clear`. There is no header for it: the next request is anonymous."""
+        """See `Transport.clear`. No header does that, so the next request is anonymous."""
         return []

@@ -125,7 +125,7 @@ class WebSession(Generic[D]):
         return _Later(self.save)
 
     def delete(self) -> Awaitable[None]:
-        """Delete the session: at once if awaited, else with the response, whatever its status.
+        """Delete the session: at once if awaited, else with the response, even a failed one.
 
         Afterwards the session is an empty one. If something is set in it, it is stored under
         another id.
@@ -143,7 +143,7 @@ class WebSession(Generic[D]):
             keep: Whether to keep this session, to sign out everywhere else.
 
         Returns:
-            The number of deleted sessions; 0 if there is no principal.
+            The number of deleted sessions; 0 without a principal.
 
         Raises:
             NotImplementedError: The storage has no index of principals.

@@ -41,7 +41,7 @@ class Work(Generic[D]):
 
     Attributes:
         presented: The id that the client presented, well-formed or not; None if there was none.
-        is_loaded: Whether the storage was asked.
+        is_loaded: Whether `load` has finished.
         is_stored: Whether `session` is stored.
         accessed: Whether the application has looked at the session.
         read: The keys of the data that the application has read; None for all.
@@ -217,7 +217,7 @@ class Work(Generic[D]):
             if self.is_stored:
                 await self._sessions.get(self.session.id)
         except SessionNotFound:
-            return not self.is_stored  # the application may have deleted it meanwhile
+            return not self.is_stored  # the application may have deleted it in between
         return True
 
     def max_age(self) -> int | None:
