@@ -28,6 +28,14 @@ from aiosessions import (
     new_session_id,
     session_digest,
 )
+from aiosessions.asgi import (
+    CookieTransport,
+    HeaderTransport,
+    SessionMiddleware,
+    Transport,
+    WebSession,
+    get_session,
+)
 
 
 @dataclass
@@ -238,3 +246,30 @@ assert_type(SessionError.status, int)
 as_value_error: type[ValueError] = InvalidSession
 as_lookup_error: type[LookupError] = SessionNotFound
 errors: list[type[SessionError]] = [SessionNotFound, StorageUnavailable]
+
+
+# The middleware takes any ASGI application.
+
+
+async def application(scope: Any, _receive: Any, _send: Any) -> None:
+    """An application."""
+    web: WebSession[Cart] = get_session(scope)
+    assert_type(web.data, Cart)
+    assert_type(web.principal, str | None)
+    assert_type(web.metadata, dict[str, str])
+    assert_type(await web.load(), WebSession[Cart])
+    assert_type(await web.revoke_all(keep=True), int)
+    web.principal = None
+    web.principal = 1  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    await web.mutate(add)
+    await web.rotate()
+    await web.delete()
+
+
+transports: list[Transport] = [CookieTransport("__Host-session"), HeaderTransport("X-Session")]
+CookieTransport(same_site="Lax")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+middleware = SessionMiddleware(
+    application, SessionManager(local), transport=transports[0], empty=lambda: Cart([])
+)
+assert_type(middleware, SessionMiddleware[Cart])
+around: SessionMiddleware[Cart] = SessionMiddleware(middleware, SessionManager(local))
