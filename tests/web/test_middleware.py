@@ -244,6 +244,12 @@ async def test_calls_that_are_awaited_act_at_once(
     assert client.cookie is None
 
 
+async def test_mutate_creates_a_session(client: Client) -> None:
+    """A visitor without a session gets one with the change."""
+    await client.get(lambda session: session.mutate(lambda new: new.data.update(a=1)))
+    assert await client.data() == ({"a": 1}, None)
+
+
 async def test_sign_out_everywhere(client: Client, sessions: SessionManager[Any]) -> None:
     """All sessions of the principal end, or all but this one."""
     phone = client.copy()

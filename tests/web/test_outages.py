@@ -143,6 +143,31 @@ async def test_failed_deletion_does_not_hide_an_exception(client: Client, local:
         await client.get(handler)
 
 
+async def test_outage_delays_a_due_cookie(client: Client, local: Any, clock: FakeClock) -> None:
+    """The page was read, so it is answered; a later one sends the cookie."""
+    await client.get(setting(a=1))
+    clock.advance(TTL * 0.6)
+
+    def handler(session: WebSession[Any]) -> None:
+        assert session.data
+        local.errors = {"load": StorageUnavailable("down")}
+
+    answer = await client.get(handler)
+    assert (answer.status, answer.all("set-cookie")) == (200, [])
+
+
+async def test_record_that_became_corrupt_is_deleted(client: Client, local: Any) -> None:
+    """Nothing but its id is needed for that."""
+    await client.get(setting(a=1))
+
+    def handler(session: WebSession[Any]) -> None:
+        deleting(session)
+        local.errors = {"load": CorruptSession("unreadable")}
+
+    assert (await client.get(handler)).status == 200
+    assert local.statistics().sessions == 0
+
+
 async def test_response_without_a_head_stores_nothing(client: Client) -> None:
     """The server answers with an error then; only a deletion holds."""
     await client.get(setting(a=1))

@@ -171,6 +171,27 @@ async def test_change_during_a_sign_out(client: Client) -> None:
     assert (await tab.data()) == ({}, None)
 
 
+async def test_sign_out_repeats_after_a_change(
+    client: Client, sessions: SessionManager[Any], local: LocalStorage[Any]
+) -> None:
+    """A write between the load and the removal does not keep the session."""
+    await client.get(setting(a=0))
+    load, id = local.load, client.cookie or ""
+
+    async def load_before_a_write(id: str) -> Any:
+        local.load = load  # type: ignore[method-assign]
+        found = await load(id)
+        await sessions.mutate(id, lambda stored: stored.data.update(a=1))
+        return found
+
+    def handler(session: WebSession[Any]) -> None:
+        deleting(session)
+        local.load = load_before_a_write  # type: ignore[method-assign]
+
+    assert (await client.get(handler)).status == 200
+    assert not await sessions.delete(id)
+
+
 async def test_references_stay_valid_after_a_merge(client: Client) -> None:
     """An object that the application got before a save may be changed after it."""
     await client.get(setting(a=0))
