@@ -89,7 +89,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy and pyright, and that the public interface is typed completely."""
-    session.install("-e", ".", *_group("tests", "demo", "races", "bench", "types"))
+    session.install("-e", ".", *_group("tests", "demo", "browser", "races", "bench", "types"))
     session.run("mypy")
     # Else it asks the network whether there is a newer pyright.
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -136,6 +136,25 @@ def demo(session: nox.Session) -> None:
     """Run the demonstration."""
     session.install("-e", ".", *_group("demo"))
     session.run("python", "examples/mcp_proxy/demo.py", *session.posargs)
+
+
+@nox.session
+def web(session: nox.Session) -> None:
+    """Run a shop as two replicas until Ctrl-C: `-- --port 8000`; `-- --check` visits it once."""
+    session.install("-e", ".", *_group("demo"))
+    # By default nox kills a program that is still stopping its children after half a second.
+    session.run("python", "examples/web/run.py", *session.posargs, interrupt_timeout=10)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Click through the shop with Chromium: the one on PATH, or else one that is installed."""
+    session.install("-e", ".", *_group("tests", "demo", "browser"))
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        # If this fails, the tests say so.
+        command = "playwright", "install", "--only-shell", "chromium"
+        session.run(*command, success_codes=[0, 1])
+    session.run("pytest", "tests/web/test_browser.py", *session.posargs)
 
 
 @nox.session
