@@ -1,6 +1,7 @@
 """The owner of a session, and the storages that find the sessions of an owner."""
 
 from hmac import compare_digest
+from typing import cast
 
 from msgspec import UNSET, UnsetType
 
@@ -12,6 +13,7 @@ from .storage import IndexedStorage, Storage, check_principal
 Owner = str | UnsetType | None
 """The owner that a session must have; None for no owner; UNSET for any."""
 
+_CALLS = "list", "count", "revoke", "revoke_all", "trim"
 MOVED = "a session keeps its principal; `rotate` with a change gives a new session another one"
 
 
@@ -67,8 +69,8 @@ def indexed(storage: Storage[D]) -> IndexedStorage[D]:
     Raises:
         NotImplementedError: It does not.
     """
-    if isinstance(storage, IndexedStorage):
-        return storage
+    if all(callable(getattr(storage, call, None)) for call in _CALLS):
+        return cast("IndexedStorage[D]", storage)
     raise NotImplementedError(
         f"{type(storage).__name__} has no index of principals: list, count, revoke, revoke_all and "
         "max_per_principal need an IndexedStorage"

@@ -25,6 +25,7 @@ LEVELS = (
     {"local", "redis"},
     {"_lifetime"},
     {"_principals", "_retry", "_rotation", "_sweep"},
+    {"_owned"},
     {"manager"},
     {"asgi", "testing"},
 )
