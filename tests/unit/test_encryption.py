@@ -22,7 +22,7 @@ from aiosessions import (
     MsgpackCodec,
     Session,
 )
-from aiosessions.testing import FakeTime, StorageContract, StorageFactory
+from aiosessions.testing import FakeTime, IndexedStorageContract, StorageFactory
 from tests.support.data_types import SECRET, Cart, both_codecs
 from tests.support.secrets import locals_in, said_by
 
@@ -44,7 +44,7 @@ GOLDEN = bytes.fromhex(
 )
 
 
-class TestContract(FakeTime, StorageContract):
+class TestContract(FakeTime, IndexedStorageContract):
     """A storage with encrypted sessions keeps the promises of every storage."""
 
     @pytest.fixture
