@@ -136,6 +136,18 @@ def _codec(does: str) -> Table:
     return Table(does, title, "codec", {"{}": "us"}, "size", (), {"does": does})
 
 
+def _web(name: str, title: str, figure: str, **where: Any) -> Table:
+    return Table(name, title, "way", {"{}": figure}, "kind", (), where)
+
+
+_RACES: Final = {
+    "logins answered 200": "logins",
+    "logins lost": "lost_logins",
+    "additions answered 200": "additions",
+    "additions lost": "lost_additions",
+    "sessions of bots": "bot_sessions",
+}
+
 _CPU = Table("cpu", "CPU for a load, us", "way", {"{}": "cpu_us"}, "callers", _LOOPS)
 _OVER = Table("times", "Times as many loads", "over", {"{}": "times"}, "callers", ("loop",))
 
@@ -178,6 +190,14 @@ TABLES: Final[Mapping[str, tuple[Table, ...]]] = {
     "shared": (*_closed(_LOOPS, "Loads a second"), _CPU, _OVER),
     "arrivals": _open(_LOOPS),
     "tls": (*_closed(_LOOPS, "Loads a second"), _CPU, *_open(_LOOPS)),
+    "web": (
+        _web("speed", "Requests a second, 32 connections", "throughput", callers=32),
+        _web("speed-1", "Requests a second, 1 connection", "throughput", callers=1),
+        _web("added", "Added to the p50 latency, ms, 1 connection", "added_ms", callers=1),
+        _web("added-32", "Added to the p50 latency, ms, 32 connections", "added_ms", callers=32),
+        _web("wire", "Round trips of a request, and commands", "cost"),
+        Table("races", "Lost changes, and sessions of bots", "way", _RACES),
+    ),
     "memory": (Table("resident", "Memory of the process", "loads", {"MB": "rss_mb"}),),
 }
 """By scenario. docs/benchmarks.md shows some of them; the terminal shows all."""
@@ -256,6 +276,7 @@ PLOTS: Final[Mapping[str, tuple[Plot, ...]]] = {
         ),
     ),
     "tls": (_lines("tls-throughput", "Loads over TLS", _BOTH, ("loop",)),),
+    "web": (_bars("web-throughput", "Requests to a web application", "kind", "requests"),),
     "memory": (Plot("memory-flat", "Memory", "loads", {"MB": ("rss_mb",)}, columns=1),),
 }
 """By scenario."""

@@ -63,7 +63,7 @@ def sheets(table: Table, rows: Iterable[Row]) -> list[Sheet]:
     for group in dict.fromkeys(tuple(row[label] for label in table.split) for row in rows):
         labels = dict(zip(table.split, group, strict=True))
         some = select(rows, **labels)
-        values = sorted({row[table.across] for row in some}) if table.across else [None]
+        values = _sorted(row[table.across] for row in some) if table.across else [None]
         cells = []
         for name in dict.fromkeys(row[table.rows] for row in some):
             line = [shown(name)]
@@ -76,6 +76,11 @@ def sheets(table: Table, rows: Iterable[Row]) -> list[Sheet]:
         title = ", ".join([table.title, *map(str, group)])
         made.append(Sheet(title, [table.rows, *heads], cells, table.note))
     return made
+
+
+def _sorted(values: Iterable[Any]) -> list[Any]:
+    """Distinct numbers in order, or distinct texts as they come."""
+    return sorted(dict.fromkeys(values), key=lambda value: 0 if isinstance(value, str) else value)
 
 
 def claims(some: Iterable[Claim]) -> Sheet:

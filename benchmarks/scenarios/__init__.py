@@ -11,11 +11,12 @@ from .memory import memory
 from .principals import principals
 from .rtt import rtt
 from .server import server
+from .web import web
 
 SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     each.__name__: each
     for each in (
         *(load, rtt, server, peers, local, codecs),
-        *(cas, principals, shared, arrivals, tls, memory),
+        *(cas, principals, shared, arrivals, tls, web, memory),
     )
 }
