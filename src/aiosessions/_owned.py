@@ -20,8 +20,8 @@ class OwnedSessions(Generic[D]):
         """Return the sessions of a principal, the latest update first. Renews nothing.
 
         Raises:
-            NotImplementedError: The storage is not an `IndexedStorage`; so for the other calls with
-                a principal.
+            NotImplementedError: The storage is not an `IndexedStorage`. `count`, `revoke` and
+                `revoke_all` raise it, too.
             StorageUnavailable: The storage cannot be reached.
         """
         infos = await indexed(self._storage).list(principal)

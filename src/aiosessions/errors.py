@@ -27,7 +27,8 @@ class InvalidSession(SessionError, ValueError):
     """The application tried to store a session that cannot be stored.
 
     Raised for a naive datetime, for data that the codec cannot encode or that is not of its data
-    type, and for a session that is too large once encoded.
+    type, for a session that is too large once encoded, for a changed principal, and for a reserved
+    metadata key.
     """
 
 

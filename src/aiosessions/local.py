@@ -107,7 +107,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
         return self._ttl / 1000
 
     def statistics(self) -> LocalStatistics:
-        """Return the number and the size of the sessions in memory, and of the evicted ones."""
+        """Return the number and size of the sessions in memory, and the number of evictions."""
         return LocalStatistics(len(self._table), self._table.bytes, self._table.evictions)
 
     async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:

@@ -48,7 +48,7 @@ class SessionManager(OwnedSessions[D], Generic[D]):
         max_lifetime: The longest time from a session's creation to its end; None for no limit. As
             for all durations: seconds or a timedelta.
         sweep_interval: The time between two calls of `delete_expired` while the manager is entered;
-            None for no sweeps. Redis needs none, and without them `LocalStorage` is bounded.
+            None for no sweeps. Redis needs none. `max_sessions` bounds `LocalStorage` without them.
         grace: The time for which the old id of a rotated session still answers. With 0, the old id
             is gone when `rotate` returns.
         max_per_principal: The most sessions of one principal; None for no limit. When `create` or
@@ -128,7 +128,9 @@ class SessionManager(OwnedSessions[D], Generic[D]):
             id: The id to use; by default a new one from `new_session_id`.
 
         Raises:
-            InvalidSession: The session cannot be stored.
+            InvalidSession: The session cannot be stored, or `metadata` has the reserved key
+                `aiosessions.rotated`.
+            InvalidSessionId: `id` is malformed.
             SessionExists: There is a session with this id.
             StorageUnavailable: The storage cannot be reached.
         """
@@ -191,6 +193,7 @@ class SessionManager(OwnedSessions[D], Generic[D]):
             SessionRotated: The id was rotated away.
             SessionNotFound: The session was deleted or has expired.
             InvalidSession: The session cannot be stored, or its principal was changed.
+            CorruptSession: The stored record cannot be read.
             StorageUnavailable: The storage cannot be reached; see `in_doubt`.
         """
         if not isinstance(session, Session):
@@ -239,6 +242,7 @@ class SessionManager(OwnedSessions[D], Generic[D]):
                 deleted during the change.
             InvalidSession: The changed session cannot be stored, or `change` has changed its id or
                 its principal.
+            CorruptSession: The stored record cannot be read.
             ValueError: `attempts` is not positive.
             StorageUnavailable: The storage cannot be reached. No further attempt follows, because
                 the change may have been saved.
@@ -296,6 +300,7 @@ class SessionManager(OwnedSessions[D], Generic[D]):
             SessionExists: There is a session with the id `new_id`.
             InvalidSession: The session cannot be stored, or is too large to be marked as rotated,
                 or `change` has changed its id.
+            CorruptSession: The stored record cannot be read.
             StorageUnavailable: The storage cannot be reached. The old id may be read-only until its
                 grace ends.
         """

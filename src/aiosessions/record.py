@@ -5,8 +5,8 @@
     1       16      revision: 64 random bits, ".", 24 bits that check the principal
     17      15      deadline: `expires_at` in milliseconds since the epoch, zero-padded;
                     "999999999999999" for none
-    32      15      formats 2 and 3: the lease, the time until which a server's index of the
-                    principal is sure to hold the session, in milliseconds since the epoch
+    32      15      formats 2 and 3: the lease, the time until which the index of the principal
+                    has an entry of the session, in milliseconds since the epoch
     47      32      formats 2 and 3: the digest of the principal
     32, 79  ...     the codec's payload, with the digest of the id in place of the id
 

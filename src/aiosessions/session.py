@@ -45,8 +45,8 @@ def utc_now() -> datetime:
 class _Stored:
     """A slot beside the fields of a session, which is not compared, shown or encoded.
 
-    A codec keeps there the payload that it has decoded the session from, so that a save can keep
-    the fields that the data type does not know. The value beside the payload is equal for codecs
+    A codec keeps there the payload from which it decoded the session, so that a save can keep the
+    fields that the data type does not know. The value beside the payload is equal for codecs
     with the same format and data type. Copies of the session share both.
     """
 
@@ -118,7 +118,7 @@ class SessionInfo(msgspec.Struct, Generic[D], kw_only=True, frozen=True):
 
     Attributes:
         digest: The digest of the id: 32 hexadecimal digits.
-        kind: See `Session`, as for the others.
+        kind: The sort of session.
         principal: The owner.
         metadata: Small string pairs.
         data: The application's own payload.
@@ -167,8 +167,7 @@ def stored_form(session: Session[Any]) -> tuple[bytes, object] | None:
 def new_session_id() -> str:
     """A new session id: 256 bits from `secrets`, URL-safe, 43 characters.
 
-    OWASP's Session Management Cheat Sheet asks for at least 64 bits of entropy; 256 leave nothing
-    to discuss and still fit any header or cookie.
+    OWASP's Session Management Cheat Sheet asks for at least 64 bits of entropy.
     """
     return secrets.token_urlsafe(32)
 

@@ -43,7 +43,7 @@ class SessionMiddleware(Generic[D]):
     Args:
         app: The application.
         sessions: The manager of the sessions. The application enters and leaves it.
-        transport: The way of the id between the client and the application; by default
+        transport: How the id travels between the client and the application; by default
             `CookieTransport()`.
         kind: The kind of new sessions.
         empty: A function that makes the data of a new session. A codec with a data type needs one

@@ -14,11 +14,11 @@ _is_attribute = re.compile(r"[\x20-\x3a\x3c-\x7e]*", re.ASCII).fullmatch
 
 
 class Transport(Protocol):
-    """The way of an id between a client and the middleware.
+    """The transport of an id between a client and the middleware.
 
     Attributes:
         vary: The request header that holds the id, for `Vary`.
-        ambient: Whether browsers send the id by themselves, also with requests of other sites.
+        ambient: Whether browsers send the id automatically, also with requests of other sites.
     """
 
     vary: str

@@ -42,7 +42,7 @@ class WebSession(Generic[D]):
 
     @property
     def principal(self) -> str | None:
-        """The owner. Another one gets a new id, and only if the response succeeds.
+        """The owner. A new one gives the session a new id, if the response succeeds.
 
         Raises:
             RuntimeError: It is set after the head of the response has left.

@@ -125,12 +125,12 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
             url: `redis://[user:password@]host[:port][/db]` or `valkey://...`; `rediss://` or
                 `valkeys://` for TLS; or `unix://[user:password@]/path[?db=n]`. A query may hold
                 options of redis-py's connections.
-            ttl: See the class, as for the others.
-            key_prefix: The part of the key before the digest of the id.
-            codec: Encodes sessions.
-            timeout: The longest time that any verb may take.
-            connections: How many connections to share.
-            clock: A source of time for tests.
+            ttl: As for the class.
+            key_prefix: As for the class.
+            codec: As for the class.
+            timeout: As for the class.
+            connections: As for the class.
+            clock: As for the class.
 
         Raises:
             ValueError: As for the class, or a part of the URL is wrong.
