@@ -213,7 +213,7 @@ class JsonCodec(_MsgspecCodec[D]):
     """
 
     _format = "JSON"
-    _advice = "give JsonCodec a data type, or use MsgpackCodec"
+    _advice = "give JsonCodec a data type that reads it back"
     _module = msgspec.json
     _objects = dict[str, Raw]
 

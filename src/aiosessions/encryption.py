@@ -26,6 +26,7 @@ from typing import Generic, Protocol
 from .codec import Codec
 from .errors import CorruptSession
 from .session import D, Session
+from .storage import check_codec
 
 _FORMAT = b"\x01"
 _KEY_BYTES = 32
@@ -60,10 +61,12 @@ class EncryptedCodec(Generic[D]):
     Raises:
         ValueError: The ring is empty, a key does not have 32 bytes, or two keys are equal. The
             message names the position of the key.
+        TypeError: `codec` is not a codec.
         ImportError: `cryptography` is not installed.
     """
 
     def __init__(self, codec: Codec[D], keys: Sequence[bytes | str]) -> None:
+        check_codec(codec)
         self._codec = codec
         self._ciphers: dict[bytes, _Cipher] = {}  # for a repr after an error
         ring = _ring(keys)

@@ -182,7 +182,7 @@ def test_untyped_json_refuses_other_data(data: object, change: str) -> None:
 
     assert str(caught.value) == (
         f"the session cannot be kept as JSON: {change}; "
-        "give JsonCodec a data type, or use MsgpackCodec"
+        "give JsonCodec a data type that reads it back"
     )
 
 

@@ -29,7 +29,7 @@ def status_of(error: SessionError) -> int:
 
 async def fail(scope: Scope, send: Send, status: int) -> None:
     """Answer for an error of the session."""
-    await refuse(scope, send, status, _TEXTS.get(status, "the session cannot be read"))
+    await refuse(scope, send, status, _TEXTS.get(status, "the session cannot be read or stored"))
 
 
 async def refuse(scope: Scope, send: Send, status: int, text: str) -> None:

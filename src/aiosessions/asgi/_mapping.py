@@ -14,6 +14,8 @@ class SessionMapping(MutableMapping[str, Any], Generic[D]):
     conflict, without a loss.
     """
 
+    __slots__ = ("_work",)  # `request.session.principal = name` is an error
+
     def __init__(self, work: Work[D]) -> None:
         self._work = work
 

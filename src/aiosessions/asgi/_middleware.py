@@ -86,6 +86,10 @@ class SessionMiddleware(Generic[D]):
             raise TypeError(f"sessions is a SessionManager, not {type(sessions).__name__}")
         if isinstance(origins, str):
             raise TypeError("origins is a collection of strings, not a string")
+        if skip is not None and not callable(skip):
+            raise TypeError(f"skip is a function of the scope, not {type(skip).__name__}")
+        if isinstance(transport, type) or not hasattr(transport or CookieTransport(), "issue"):
+            raise TypeError(f"transport is like CookieTransport(), not {transport!r}")
         for origin in origins:
             if origin != "null" and ("://" not in origin or origin.endswith("/")):
                 raise ValueError(f'an origin is like "https://example.com", not {origin!r}')
@@ -130,6 +134,8 @@ class SessionMiddleware(Generic[D]):
 
 def _check_empty(sessions: SessionManager[Any], kind: str, empty: Callable[[], Any]) -> None:
     """Check that the codec takes the data of a new session."""
+    if not callable(empty):
+        raise TypeError(f"empty is a function that makes data, not {type(empty).__name__}")
     codec = getattr(sessions.storage, "codec", None)
     if codec is None:
         return

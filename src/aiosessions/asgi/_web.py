@@ -19,6 +19,8 @@ class WebSession(Generic[D]):
     set. With `lazy=True`, `load` must come before everything else.
     """
 
+    __slots__ = ("_work",)  # a misspelt `principal` is an error, not a sign-in that is lost
+
     def __init__(self, work: Work[D]) -> None:
         self._work = work
 
