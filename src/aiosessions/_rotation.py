@@ -120,7 +120,7 @@ async def move(  # noqa: C901 - one step after another, each with its way back
     try:
         await storage.store(new, when=When.ABSENT)
     except BaseException as error:
-        if _in_doubt(error):
+        if in_doubt(error):
             await take_back(storage, new, drawn=drawn)
         raise
     removed = False
@@ -212,7 +212,7 @@ async def _mark(storage: Storage[D], marked: Session[D]) -> None:
     try:
         await storage.store(marked, when=When.UNCHANGED)
     except Exception as error:
-        found = await _look(storage, marked.id) if _in_doubt(error) else None
+        found = await _look(storage, marked.id) if in_doubt(error) else None
         if not isinstance(found, Session) or found.metadata != marked.metadata:
             raise
         marked.revision = found.revision
@@ -224,7 +224,7 @@ async def _remove_marked(storage: Storage[D], marked: Session[D]) -> None:
         try:
             await remove(storage, marked)
         except Exception as error:
-            gone = _in_doubt(error) and isinstance(await _look(storage, marked.id), SessionNotFound)
+            gone = in_doubt(error) and isinstance(await _look(storage, marked.id), SessionNotFound)
             if not gone:
                 raise
         return
@@ -269,7 +269,7 @@ async def _discard(storage: Storage[D], new: Session[D], *, drawn: bool) -> None
         await storage.delete(new.id)
 
 
-def _in_doubt(error: BaseException) -> bool:
+def in_doubt(error: BaseException) -> bool:
     """Whether a write that raised this error may have been applied, and can be undone."""
     if isinstance(error, StorageUnavailable | StorageClosed):
         return error.in_doubt

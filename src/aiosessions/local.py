@@ -191,8 +191,8 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
         check_count(most, "most")
         kept = session_digest(keep)
         digests = await self._sessions_of(principal)
-        excess = digests[: max(0, len(digests) - most)]
-        return sum(self._revoke(digest) for digest in excess if digest != kept)
+        excess = [digest for digest in digests if digest != kept][: max(0, len(digests) - most)]
+        return sum(map(self._revoke, excess))
 
     async def aclose(self) -> None:
         """Remove every session. See `Storage.aclose`.

@@ -24,7 +24,7 @@ from ._lifetime import Lifetime
 from ._owned import OwnedSessions
 from ._principals import MOVED, Owner, check_owner, check_owner_type, check_unmoved, indexed
 from ._retry import Change, Retry, apply
-from ._rotation import ROTATED, check_metadata, explain, move, take_back
+from ._rotation import ROTATED, check_metadata, explain, in_doubt, move, take_back
 from ._sweep import Sweeper
 from .errors import (
     InvalidSession,
@@ -146,7 +146,12 @@ class SessionManager(OwnedSessions[D], Generic[D]):
             updated_at=now,
         )
         session.expires_at = self._lifetime.end_of(session)
-        await self._storage.store(session, when=When.ABSENT)
+        try:
+            await self._storage.store(session, when=When.ABSENT)
+        except BaseException as error:
+            if in_doubt(error):
+                await take_back(self._storage, session, drawn=id is None)
+            raise
         try:
             await self._trim(session)
         except GeneratorExit:  # the coroutine is being closed, so it cannot wait for anything

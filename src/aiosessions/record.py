@@ -138,10 +138,12 @@ def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]"
         deadline = deadline_of(record)
         if deadline != NO_DEADLINE and deadline <= now():
             raise SessionNotFound(NOT_FOUND)
-    start = _PLAIN_HEADER_BYTES if format == PLAIN else HEADER_BYTES
+    start, owner = _PLAIN_HEADER_BYTES, b""
+    if format != PLAIN:
+        start, owner = HEADER_BYTES, record[_OWNER]
     try:
         session = codec.decode(record[start:])
-        problem = _mismatch(session, digest, deadline)
+        problem = _mismatch(session, digest, owner, deadline)
     except SessionError:
         record = b""  # error trackers record the locals of this frame
         raise
@@ -155,10 +157,14 @@ def read(record: bytes, digest: str, codec: "Codec[D]", now: "Callable[[], int]"
     return session
 
 
-def _mismatch(session: Session[D], digest: str, deadline: int) -> str:
+def _mismatch(session: Session[D], digest: str, owner: bytes, deadline: int) -> str:
     """The contradiction between a record and its payload, which a codec may authenticate."""
     if session.id != digest:
         return "the record under this id holds another session"
+    if owner != (
+        b"" if session.principal is None else principal_digest(session.principal).encode()
+    ):
+        return "the header of the record has another principal than the session"
     if deadline != _milliseconds_of(session.expires_at):
         return "the header of the record has another deadline than the session"
     return ""

@@ -170,8 +170,8 @@ class IndexedStorage(Storage[D], Protocol[D]):
     async def trim(self, principal: str, most: int, *, keep: str) -> int:
         """Delete the longest-unused sessions if there are more than `most`; return their number.
 
-        The sessions have one order, by their last use. If `keep` is among the first ones, it stays,
-        and no other one goes in its place: so two callers never delete each other's new session.
+        Calls at the same time must not delete each other's new session. A storage that cannot see
+        all sessions in one step may leave one more, if `keep` is the longest unused one.
 
         Args:
             principal: The owner.

@@ -104,7 +104,7 @@ COSTS: dict[str, tuple[Call, Cost]] = {
     "list-none": (lambda manager, _, _s: manager.list("dave"), SCRIPT),
     "count": (lambda manager, _, _s: manager.count(ALICE), (2, {"EVALSHA": 1 + EIGHT})),
     "revoke": (lambda manager, _, s: manager.revoke(ALICE, s.digest), SCRIPT),
-    "revoke_all": (lambda manager, _, _s: manager.revoke_all(ALICE), (3, {"EVALSHA": 2 + EIGHT})),
+    "revoke_all": (lambda manager, _, _s: manager.revoke_all(ALICE), (2, {"EVALSHA": 1 + EIGHT})),
     "revoke_all-none": (lambda manager, _, _s: manager.revoke_all("dave"), SCRIPT),
     "trim-nothing": (lambda _, storage, s: storage.trim(ALICE, EIGHT, keep=s.id), SCRIPT),
 }

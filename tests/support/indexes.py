@@ -43,9 +43,8 @@ class IndexedReferenceStorage(ReferenceStorage, IndexedStorage[Any]):
         check_count(most, "most")
         kept = session_digest(keep)
         current = self.current(principal)
-        unused = sorted(current, key=lambda each: current[each].used_at)
-        excess = unused[: max(0, len(unused) - most)]
-        return self.remove(each for each in excess if each != kept)
+        unused = sorted(current.keys() - {kept}, key=lambda each: current[each].used_at)
+        return self.remove(unused[: max(0, len(current) - most)])
 
     def owned(self, principal: str) -> Owned:
         """Return the live sessions of a principal by their digests, rotated ones included."""

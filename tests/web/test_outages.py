@@ -150,7 +150,7 @@ async def test_outage_delays_a_due_cookie(client: Client, local: Any, clock: Fak
 
     def handler(session: WebSession[Any]) -> None:
         assert session.data
-        local.errors = {"load": StorageUnavailable("down")}
+        local.errors = {"store": StorageUnavailable("down")}
 
     answer = await client.get(handler)
     assert (answer.status, answer.all("set-cookie")) == (200, [])

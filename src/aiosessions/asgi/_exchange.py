@@ -64,6 +64,7 @@ class Exchange(Generic[D]):
         self._replaced = False  # by an answer of the middleware
         self._closed = False  # the WebSocket, by either side
         self._kept_alive = self._ended = False
+        self._scope_of_looks = anyio.CancelScope()
 
     async def run(self) -> None:
         """Call the application."""
@@ -74,8 +75,7 @@ class Exchange(Generic[D]):
         else:
             async with anyio.create_task_group() as self._group:
                 failure = await self._call()
-                if self._kept_alive:
-                    self._group.cancel_scope.cancel()
+                self._stop_keeping_alive()
         await self._end(failure)
         if failure is not None:
             raise failure
@@ -121,12 +121,15 @@ class Exchange(Generic[D]):
         message = await self._server_receive()
         if message["type"] == "websocket.disconnect":
             self._closed = True
+            self._stop_keeping_alive()
         return message
 
     async def _send(self, message: Message) -> None:
         kind = message["type"]
         if not self._started and kind in _HEADS and not self._replaced:
-            if await self._finish(message.get("status", 101)):
+            # A WebSocket that is denied gets no rights, whatever the status of the denial.
+            status = 403 if kind == "websocket.http.response.start" else message.get("status", 101)
+            if await self._finish(status):
                 message = self._with_headers(message)
                 self._started = self._work.head_left = True
                 self._accepted = kind == "websocket.accept"
@@ -139,8 +142,11 @@ class Exchange(Generic[D]):
                 self._take_replacement()
                 await self._work.finish()
             self._closed = True
+            self._stop_keeping_alive()
         elif self._accepted or message.get("more_body"):
             self._start_keeping_alive()
+        elif kind.endswith("response.body"):
+            self._stop_keeping_alive()  # what the application does afterwards is its own affair
         await self._server_send(message)
 
     async def _finish(self, status: int) -> bool:
@@ -174,7 +180,7 @@ class Exchange(Generic[D]):
     def _take_replacement(self) -> None:
         """Take over data that the application has put in place of `scope["session"]`."""
         found = self._scope.get("session")
-        if isinstance(found, SessionMapping):
+        if isinstance(found, SessionMapping) or "session" not in self._scope:
             return
         self._work.replace_data(found)
         self._scope["session"] = SessionMapping(self._work)
@@ -184,7 +190,14 @@ class Exchange(Generic[D]):
             self._kept_alive = True
             self._group.start_soon(self._keep_alive)
 
+    def _stop_keeping_alive(self) -> None:
+        self._scope_of_looks.cancel()
+
     async def _keep_alive(self) -> None:
+        with self._scope_of_looks:
+            await self._look()
+
+    async def _look(self) -> None:
         while True:
             await anyio.sleep(self._interval)
             try:

@@ -95,10 +95,15 @@ class SessionMiddleware(Generic[D]):
                 raise ValueError(f'an origin is like "https://example.com", not {origin!r}')
         _check_empty(sessions, kind, empty)
         self._app = app
-        self._settings: Settings[D] = Settings(
-            sessions, kind, empty, merges=on_conflict == "merge", starts_fresh=on_corrupt == "fresh"
-        )
         self._transport = CookieTransport() if transport is None else transport
+        self._settings: Settings[D] = Settings(
+            sessions,
+            kind,
+            empty,
+            merges=on_conflict == "merge",
+            starts_fresh=on_corrupt == "fresh",
+            slides=self._transport.ambient,
+        )
         self._lazy = lazy
         self._skip = skip
         self._origins = frozenset(origin.lower() for origin in origins)

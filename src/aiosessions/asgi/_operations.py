@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic
 
 from .._retry import Retry
@@ -11,7 +11,6 @@ from ..errors import (
     CorruptSession,
     InvalidSession,
     SessionConflict,
-    SessionError,
     SessionNotFound,
     SessionRotated,
 )
@@ -28,6 +27,7 @@ class Settings(Generic[D]):
     empty: Callable[[], D]
     merges: bool
     starts_fresh: bool
+    slides: bool  # whether the client forgets the id in time
 
     @property
     def ttl(self) -> float | None:
@@ -46,25 +46,15 @@ class Settings(Generic[D]):
         return max(0, int(min(ends))) if ends else None
 
     def is_due(self, session: Session[D]) -> bool:
-        """Whether half of a TTL, counted from the creation, has ended since the last write.
-
-        Writes and reads agree on these moments without a record of them.
-        """
-        if self.ttl is None or ROTATED_KEY in session.metadata:
+        """Whether half of a TTL, counted from the creation, has ended since the last write."""
+        if self.ttl is None or not self.slides or ROTATED_KEY in session.metadata:
             return False
-        now, written = (
-            (moment - session.created_at).total_seconds() // (self.ttl / 2)
-            for moment in (self.now(), session.updated_at)
-        )
-        return now > written
+        written = session.updated_at - session.created_at
+        return (self.now() - session.created_at) // self._half > written // self._half
 
-
-async def is_in_use(sessions: SessionManager[Any], id: str) -> bool:
-    """Whether there is a session under an id, and the id was not rotated away."""
-    try:
-        return ROTATED_KEY not in (await sessions.get(id)).metadata
-    except SessionError:
-        return False
+    @property
+    def _half(self) -> timedelta:
+        return timedelta(seconds=(self.ttl or 0.0) / 2)
 
 
 async def delete_in_use(sessions: SessionManager[Any], id: str) -> None:

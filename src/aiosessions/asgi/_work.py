@@ -8,19 +8,22 @@ Invariants:
 - After a conflict, the parts that this request has changed are set again in the fresh session. A
   part that it has read and changed is an error if another request has changed that part, too.
 - A slow response must not replace the cookie of a sign-in that was faster. So an old id is sent
-  only when that is due and after a check that it is still in use, and the cookie of an unknown id
-  is cleared only by a response that begins soon.
+  only when that is due, with a write that shows that it is still in use. The cookie of an unknown
+  id is cleared only by a response that begins soon.
 """
 
 import logging
 from collections.abc import Mapping
 from typing import Any, Generic
 
+import anyio
+
 from .._retry import Change, apply
 from ..errors import (
     CorruptSession,
     InvalidSessionId,
     SessionConflict,
+    SessionError,
     SessionNotFound,
     SessionRotated,
 )
@@ -28,7 +31,7 @@ from ..record import CHANGED
 from ..session import D, Session, new_session_id, session_digest
 from ._changes import Changes, Snapshot, refill
 from ._decision import Outcome, Signals, decide
-from ._operations import Settings, delete_in_use, is_in_use
+from ._operations import Settings, delete_in_use
 
 HEAD_LEFT = "the head of the response has left, so the client cannot get a new id any more"
 # The longest time between the load and the head of a response that clears a cookie, in seconds.
@@ -67,6 +70,8 @@ class Work(Generic[D]):
         self._deleted_id: str | None = None
         self._next_id = ""
         self._loaded_at = 0.0
+        # Tasks of one request may store at the same time.
+        self._lock = anyio.Lock(fast_acquire=True)
 
     @property
     def session(self) -> Session[D]:
@@ -139,6 +144,10 @@ class Work(Generic[D]):
             StorageUnavailable: The storage cannot be reached.
             RuntimeError: The head has left, and the client would need a new id.
         """
+        async with self._lock:
+            await self._finish(status)
+
+    async def _finish(self, status: int) -> None:
         if not (self.accessed or self._unknown):
             return
         failed, broken = status >= 400, status >= 500
@@ -166,7 +175,7 @@ class Work(Generic[D]):
         elif outcome is Outcome.SAVE:
             await self._save(is_due=signals.due)
         elif outcome is Outcome.ISSUE:
-            self.issues |= await is_in_use(self._sessions, self.session.id)
+            self.issues |= await self._slide()
         elif outcome is Outcome.CLEAR:
             self.clears = True
         if broken and self.accessed:
@@ -184,13 +193,14 @@ class Work(Generic[D]):
 
     async def mutate(self, change: Change[D]) -> None:
         """Store the changes so far, and then a change that is redone after a conflict."""
-        await self.finish()
-        session = self.touch()
-        if self.is_stored:
-            self._adopt(await self._sessions.mutate(session.id, change))
-        else:
-            await apply(change, session)
-            await self.finish()
+        async with self._lock:
+            await self._finish(200)
+            session, sent = self.touch(), self._before
+            if self.is_stored:
+                self._adopt(await self._sessions.mutate(session.id, change), sent)
+            else:
+                await apply(change, session)
+                await self._finish(200)
 
     async def revoke_all(self, *, keep: bool) -> int:
         """Delete all sessions of the principal, perhaps except this one."""
@@ -234,6 +244,18 @@ class Work(Generic[D]):
             message = "the session was changed after the head of the response had left"
             raise RuntimeError(f"{message}: the change is not stored")
 
+    async def _slide(self) -> bool:
+        """Store the session unchanged, so that its date says when the id was sent.
+
+        Returns:
+            Whether the client may get the id again. After a conflict, another request has sent it.
+        """
+        try:
+            await self._sessions.save(self.session)
+        except SessionError:  # in an outage, a later response does it
+            return False
+        return True
+
     def _check_head(self) -> None:
         if self.head_left:
             raise RuntimeError(HEAD_LEFT)
@@ -254,19 +276,21 @@ class Work(Generic[D]):
 
     async def _create(self, principal: str | None) -> None:
         self._check_head()
-        draft = self.session
+        draft, sent = self.session, self._snapshot()
+        # If this fails or is cancelled, there may be a session under the id all the same.
+        id, draft.id = draft.id, new_session_id()
         stored = await self._sessions.create(
             kind=draft.kind,
             principal=principal,
             metadata=draft.metadata,
             data=draft.data,
-            id=draft.id,
+            id=id,
         )
-        self._adopt(stored)
+        self._adopt(stored, sent)
         self.issues, self.clears, self._unknown = True, False, False
 
     async def _save(self, *, is_due: bool) -> None:
-        saved = self.session
+        saved, sent = self.session, self._snapshot()
         try:
             await self._sessions.save(saved)
         except SessionRotated:
@@ -274,19 +298,20 @@ class Work(Generic[D]):
         except SessionConflict:
             if not self._settings.merges:
                 raise
-            changes = self._changes()
+            changes, sent = self._changes(), self._snapshot()
 
             def change(session: Session[D]) -> None:
                 session.data = changes.apply(session.data, session.metadata, self.read)
 
             saved = await self._sessions.mutate(saved.id, change)
-        self._adopt(saved)
+        self._adopt(saved, sent)
         self.issues |= is_due
 
     async def _rotate(self, *, stores_data: bool) -> None:
         self._check_head()
         old, principal, new_id = self.session, self.principal, self.id
         changes = self._changes() if stores_data else None
+        sent = self._snapshot() if stores_data else None
 
         def change(session: Session[D]) -> None:
             if not self._settings.merges and session.revision != old.revision:
@@ -308,20 +333,29 @@ class Work(Generic[D]):
                 draft.data = changes.apply(draft.data, draft.metadata)
             await self._create(principal)
             return
-        self._adopt(moved)
+        self._adopt(moved, sent)
         self.issues = True
 
-    def _adopt(self, session: Session[D] | None) -> None:
-        """Go on with a stored session, or with an empty one."""
-        old = self._session
+    def _adopt(self, session: Session[D] | None, sent: Snapshot | None = None) -> None:
+        """Go on with a stored session, or with an empty one.
+
+        Args:
+            session: The session.
+            sent: What was stored. Another task of this request may have changed parts since.
+        """
+        old, before = self._session, sent
         if session is not None and old is not None and session is not old:
+            if sent is not None and session.data is not old.data:
+                before = Snapshot.of(session.data, session.metadata)
+                late = Changes(sent, old.data, old.metadata)
+                session.data = late.apply(session.data, session.metadata)
             session.data = refill(old.data, session.data)
             session.metadata = refill(old.metadata, session.metadata)
         self._session, self.is_stored = session, session is not None
         self.principal = None if session is None else session.principal
         self._wants_rotation, self._next_id = False, ""
         if self.accessed:
-            self._before = self._snapshot()
+            self._before = before or self._snapshot()
 
     def _snapshot(self) -> Snapshot:
         return Snapshot.of(self.session.data, self.session.metadata)

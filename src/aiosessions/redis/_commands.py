@@ -187,5 +187,6 @@ REVISION: Final = Template(
 PEEK: Final = Template(
     b"GETEX", None, replies=(bytes, type(None)), retryable=True, writes=False, bulky=True
 )
+PEXPIRE: Final = Template(b"PEXPIRE", None, None, replies=(int,), retryable=True, writes=False)
 INFO: Final = Template(b"INFO", replies=_STRING, retryable=True, writes=False)
 CLUSTER_SLOTS: Final = Template(b"CLUSTER", b"SLOTS", replies=(list,), retryable=True, writes=False)

@@ -14,7 +14,7 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, Generic
 
@@ -37,7 +37,12 @@ from ._routing import Router
 from ._time import ServerTime
 
 _log = logging.getLogger("aiosessions")
+Entry = tuple[bytes, bytes]
+"""The digest of a session, and the score of its entry."""
+
 _REVOKED: Final = 1
+_ABSENT: Final = 0
+_ROTATED: Final = -1
 _UNREADABLE: Final = -3
 # Commands that one call has in flight at a time.
 _BATCH: Final = 500
@@ -131,35 +136,41 @@ class Index(Generic[D]):
                 command = scripts.RENEW_LEASED.fill(deadline, key, revision, lease)
             await self._router.call(command)
         except (StorageUnavailable, CorruptSession):
-            if left < self._ttl:
-                raise
+            if left >= self._ttl:
+                return
+            # The load has renewed the session, which must not outlive its entry.
+            rest = b"%d" % max(1, left)
+            with suppress(StorageUnavailable):
+                await self._router.call(commands.PEXPIRE.fill(deadline, key, rest))
+            raise
 
     async def infos(self, deadline: float, principal: str) -> list[SessionInfo[D]]:
         """See `IndexedStorage.list`."""
         owner = principal_digest(principal).encode()
-        entries = await self._entries(deadline, owner)
-        records = await self._call_all(
-            commands.PEEK.fill(deadline, self._key_prefix + digest) for digest, _ in entries
-        )
-        # The clock of the server decides, as for a load.
-        late = [
-            each for each, record in zip(entries, records, strict=True) if self._is_late(record)
-        ]
-        looks = await self._look_at(deadline, owner, late)
-        dead = {entry for entry, left in zip(late, looks, strict=True) if left == 0}
         infos: list[SessionInfo[D]] = []
-        gone: list[tuple[bytes, bytes]] = []
-        for entry, record in zip(entries, records, strict=True):
-            if record is None or _is_of_another(record, owner):
-                gone.append(entry)
-            elif entry not in dead and (info := self._info(record, entry[0].decode(), owner)):
-                infos.append(info)
+        gone: list[Entry] = []
+        async for entries, records in self._rounds(deadline, owner, self._peek_at, _has_moved):
+            # The clock of the server decides, as for a load.
+            late = [
+                each for each, record in zip(entries, records, strict=True) if self._is_late(record)
+            ]
+            looks = await self._look_at(deadline, owner, late)
+            dead = {entry for entry, left in zip(late, looks, strict=True) if left == 0}
+            for entry, record in zip(entries, records, strict=True):
+                if record is None or _is_of_another(record, owner):
+                    gone.append(entry)
+                elif entry not in dead and (info := self._info(record, entry[0].decode(), owner)):
+                    infos.append(info)
         await self._prune(deadline, self.key(owner), gone)
         return sorted(infos, key=lambda info: info.updated_at, reverse=True)
 
     async def count(self, deadline: float, principal: str) -> int:
         """See `IndexedStorage.count`."""
-        return len(await self._live(deadline, principal_digest(principal).encode()))
+        owner = principal_digest(principal).encode()
+        number = 0
+        async for _, looks in self._rounds(deadline, owner, self._look_at, _has_moved):
+            number += sum(left > 0 for left in looks)
+        return number
 
     async def revoke(self, deadline: float, principal: str, digest: str) -> bool:
         """See `IndexedStorage.revoke`."""
@@ -172,32 +183,29 @@ class Index(Generic[D]):
     async def revoke_all(self, deadline: float, principal: str, keep: bytes) -> int:
         """See `IndexedStorage.revoke_all`."""
         owner = principal_digest(principal).encode()
-        settled, seen, absent = {keep}, dict[bytes, bytes](), 0
+        moved: set[Entry] = set()
         revoked, unreadable = 0, False
-        # A rotation stores the new session, with its entry, before it marks or removes the old one;
-        # if the old one is gone, it deletes the new one. So a session that is absent is no proof:
-        # it may not be stored yet, or have moved to an entry that this reading does not have. In
-        # two rounds without new entries, it cannot be both.
+        # A rotation stores the new session, with its entry, before it marks or removes the old one.
+        # If it finds the old one gone, it deletes the new one. So the session of an entry that is
+        # deleted here has not moved. That of an entry that is marked or absent may have: to an
+        # entry of the next reading.
         while True:
-            entries = await self._entries(deadline, owner)
-            pending = [entry for entry in entries if entry[0] not in settled]
-            has_new = any(digest not in seen for digest, _ in pending)
-            if not pending or (absent >= 2 and not has_new):
-                break
-            seen.update(pending)
+            entries = [each for each in await self._entries(deadline, owner) if each[0] != keep]
             # The newest first, to be faster than the next rotation.
-            digests = [digest for digest, _ in reversed(pending)]
+            entries.reverse()
             statuses = await self._call_all(
-                self._revoke(deadline, owner, digest) for digest in digests
+                self._revoke(deadline, owner, digest) for digest, _ in entries
             )
-            found = {each: status for each, status in zip(digests, statuses, strict=True) if status}
-            settled.update(found)
             revoked += statuses.count(_REVOKED)
-            unreadable = unreadable or _UNREADABLE in statuses
-            absent = 0 if found else 1 if has_new else absent + 1
+            unreadable = _UNREADABLE in statuses
+            pairs = zip(entries, statuses, strict=True)
+            new = {entry for entry, status in pairs if status in (_ABSENT, _ROTATED)} - moved
+            if not new:
+                break
+            moved |= new
         if unreadable:
             raise CorruptSession("a record of this principal cannot be read and was not revoked")
-        await self._prune(deadline, self.key(owner), list(seen.items()))
+        await self._prune(deadline, self.key(owner), entries)
         return revoked
 
     async def trim(self, deadline: float, principal: str, most: int, keep: bytes) -> int:
@@ -207,38 +215,60 @@ class Index(Generic[D]):
             words = self._key_prefix, b"%d" % most, keep, self._time.offset()
             command = scripts.TRIM.fill(deadline, self.key(owner), owner, *words)
             return int(await self._router.call(command))
-        live = await self._live(deadline, owner, more_than=most)
-        # As the script: of sessions that were used in the same millisecond, the first entry first.
-        excess = sorted(live, key=lambda each: live[each])[: max(0, len(live) - most)]
+        entries = await self._entries(deadline, owner)
+        if len(entries) <= most:
+            return 0
+        looks = await self._look_at(deadline, owner, entries)
+        uses = {each[0]: use for each, use in zip(entries, looks, strict=True) if use > 0}
+        # All callers see one order, so that of callers at one time none deletes the session that
+        # another one has just made. If `keep` is among the first, no other one goes in its place.
+        excess = sorted(uses, key=lambda each: uses[each])[: max(0, len(uses) - most)]
         statuses = await self._call_all(
             self._revoke(deadline, owner, each) for each in excess if each != keep
         )
         return statuses.count(_REVOKED)
 
-    async def _entries(self, deadline: float, owner: bytes) -> list[tuple[bytes, bytes]]:
+    async def _rounds(
+        self,
+        deadline: float,
+        owner: bytes,
+        read: "Callable[[float, bytes, list[Entry]], Awaitable[list[Any]]]",
+        has_moved: Callable[[Any], bool],
+    ) -> AsyncIterator[tuple[list[Entry], list[Any]]]:
+        """Read what the entries of an index name, and again the new entries if one has moved.
+
+        A session that is rotated after the entries were read is under another entry.
+        """
+        seen: set[bytes] = set()
+        while True:
+            entries = [each for each in await self._entries(deadline, owner) if each[0] not in seen]
+            if not entries:
+                return
+            seen.update(digest for digest, _ in entries)
+            replies = await read(deadline, owner, entries)
+            yield entries, replies
+            if not any(map(has_moved, replies)):
+                return
+
+    async def _peek_at(self, deadline: float, _: bytes, entries: list[Entry]) -> list[Any]:
+        return await self._call_all(
+            commands.PEEK.fill(deadline, self._key_prefix + digest) for digest, _ in entries
+        )
+
+    async def _entries(self, deadline: float, owner: bytes) -> list[Entry]:
         """The entries of an index, each with its score, in the order of their scores."""
         prefix = self._key_prefix if self.on_one_server else b""
         command = scripts.ENTRIES.fill(deadline, self.key(owner), owner, prefix)
         return _pairs(await self._router.call(command))
 
-    async def _live(self, deadline: float, owner: bytes, *, more_than: int = 0) -> dict[bytes, int]:
-        """The TTL that is left of each session in an index; empty if there are few entries."""
-        entries = await self._entries(deadline, owner)
-        if len(entries) <= more_than:
-            return {}
-        looks = await self._look_at(deadline, owner, entries)
-        return {digest: left for (digest, _), left in zip(entries, looks, strict=True) if left > 0}
-
-    async def _look_at(
-        self, deadline: float, owner: bytes, entries: list[tuple[bytes, bytes]]
-    ) -> list[int]:
+    async def _look_at(self, deadline: float, owner: bytes, entries: list[Entry]) -> list[int]:
         offset = self._time.offset()
         return await self._call_all(
             scripts.LOOK.fill(deadline, self._key_prefix + digest, owner, offset)
             for digest, _ in entries
         )
 
-    async def _prune(self, deadline: float, index: bytes, dead: list[tuple[bytes, bytes]]) -> None:
+    async def _prune(self, deadline: float, index: bytes, dead: list[Entry]) -> None:
         """Remove the entries of dead sessions, in a cluster."""
         if self.on_one_server or not dead:  # there, a script has done it
             return
@@ -295,5 +325,10 @@ def _is_of_another(record: bytes, owner: bytes) -> bool:
     return record[:1] == PLAIN or owner_of(record) != owner
 
 
-def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
+def _has_moved(reply: Any) -> bool:
+    """Whether a session may have another id by now, as its record or a look at it tells."""
+    return is_rotated(reply) if isinstance(reply, bytes) else reply in (None, _ABSENT, _ROTATED)
+
+
+def _pairs(flat: list[bytes]) -> list[Entry]:
     return list(zip(flat[::2], flat[1::2], strict=True))

@@ -115,7 +115,7 @@ return string.sub(head, 1, 1) == '3' and -1 or 1
 LOOK: Final = Script(
     PRELUDE
     + """
--- The idle time of a principal's session: its TTL that is left in milliseconds. -1 if the id was
+-- The moment at which a principal's session goes idle, in milliseconds. -1 if the id was
 -- rotated away; 0 if there is none; -3 if the record cannot be read.
 -- KEYS: the session's key. ARGV: the digest of the principal; the clock offset.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
@@ -124,7 +124,11 @@ if type(head) ~= 'string' or head ~= '' and not is_record(head) then
 elseif head == '' or owner_of(head) ~= ARGV[1] or is_dead(head, now(ARGV[2])) then
   return 0
 end
-return string.sub(head, 1, 1) == '3' and -1 or math.max(1, redis.call('PTTL', KEYS[1]))
+if string.sub(head, 1, 1) == '3' then
+  return -1
+end
+-- A moment, not a rest: two callers that look at different times get the same order.
+return math.floor(now(ARGV[2])) + math.max(1, redis.call('PTTL', KEYS[1]))
 """,
     2,
     retryable=True,
@@ -139,25 +143,26 @@ TRIM: Final = Script(
 -- of sessions to leave; the digest of the session to keep; the clock offset.
 -- A replica may be out of date. It rejects this write, which does nothing.
 redis.call('ZREMRANGEBYRANK', KEYS[1], 1, 0)
-local time, live = now(ARGV[5]), {}
+local time, live, others = now(ARGV[5]), 0, {}
 for rank, digest in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local key = ARGV[2] .. digest
   local head = redis.pcall('GETRANGE', key, 0, 78)
   if type(head) == 'string' and is_record(head) and owner_of(head) == ARGV[1]
     and string.sub(head, 1, 1) ~= '3' and not is_dead(head, time) then
-    table.insert(live, {digest = digest, left = redis.call('PTTL', key), rank = rank})
+    live = live + 1
+    if digest ~= ARGV[4] then
+      table.insert(others, {digest = digest, left = redis.call('PTTL', key), rank = rank})
+    end
   end
 end
 -- Of sessions that were used in the same millisecond, the one that was entered first.
-table.sort(live, function(one, other)
+table.sort(others, function(one, other)
   return one.left < other.left or one.left == other.left and one.rank < other.rank
 end)
-local removed = 0
-for number = 1, #live - ARGV[3] do
-  if live[number].digest ~= ARGV[4] then
-    removed = removed + redis.call('DEL', ARGV[2] .. live[number].digest)
-    redis.call('ZREM', KEYS[1], live[number].digest)
-  end
+local removed = math.min(#others, math.max(0, live - ARGV[3]))
+for number = 1, removed do
+  redis.call('DEL', ARGV[2] .. others[number].digest)
+  redis.call('ZREM', KEYS[1], others[number].digest)
 end
 return removed
 """,

@@ -126,7 +126,7 @@ local function write(...)
       px = string.format('%.0f', math.ceil(left))
     end
   end
-  local owner, lease = owner_of(record), ARGV[6]
+  local owner, lease, sample = owner_of(record), ARGV[6], {}
   if owner ~= '' then
     if lease and lease ~= '' then
       -- A command that arrives late may find its entry removed, because no session was there.
@@ -144,8 +144,7 @@ local function write(...)
     end
     if not lease and KEYS[2] then
       -- The entry first, so that no error leaves a session without one.
-      local sample = redis.call('ZRANDMEMBER', KEYS[2], 4)
-      tidy(KEYS[2], sample, string.sub(KEYS[1], 1, -33), owner)
+      sample = redis.call('ZRANDMEMBER', KEYS[2], 4)
       lease = enter(KEYS[2], string.sub(KEYS[1], -32), time, 3 * ttl)
     elseif not lease then
       return 2
@@ -153,6 +152,8 @@ local function write(...)
     record = string.sub(record, 1, 32) .. lease .. string.sub(record, 48)
   end
   if redis.call('SET', KEYS[1], record, 'PX', px, ...) then
+    -- Last: once a script has removed an entry, the server lets it exceed the memory limit.
+    tidy(KEYS[2], sample, string.sub(KEYS[1], 1, -33), owner)
     return 1
   end
   return 0
