@@ -303,7 +303,7 @@ def test_redis_index_does_as_the_model(valkey: Server) -> None:
     class Machine(RedisOwners):
         server = valkey
 
-    check(Machine, 25)
+    check(Machine, 15)
 
 
 @pytest.fixture(scope="module")
@@ -321,4 +321,4 @@ def test_index_in_a_cluster_does_as_the_model(nodes: Cluster) -> None:
     class Machine(ClusterOwners):
         nodes = served
 
-    check(Machine, 15)
+    check(Machine, 6)
