@@ -59,10 +59,14 @@ class Work(Generic[D]):
         self._settings = settings
         self._sessions = settings.sessions
         self.presented = presented
-        self.is_loaded = self.is_stored = self.accessed = False
+        self.is_loaded: bool = False
+        self.is_stored: bool = False
+        self.accessed: bool = False
         self.read: set[str] | None = set()
         self.principal: str | None = None
-        self.head_left = self.issues = self.clears = False
+        self.head_left: bool = False
+        self.issues: bool = False
+        self.clears: bool = False
         self.error_status = 0
         self._session: Session[D] | None = None
         self._before: Snapshot | None = None
