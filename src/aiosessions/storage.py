@@ -120,7 +120,7 @@ class IndexedStorage(Storage[D], Protocol[D]):
     - No live session of a principal is ever missing from its list, wherever a process ends.
     - A session that is dead (deleted, expired, evicted) is never listed, and its trace in the index
       is removed in time, without a scan.
-    - A load or a store costs as much as without the index.
+    - A load or a save sends no more commands than without the index, or hardly ever.
     - An id that was rotated away (its metadata has `aiosessions.record.ROTATED_KEY`) is neither
       listed nor counted, but it is revoked with the others.
 
