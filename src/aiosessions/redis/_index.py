@@ -149,7 +149,7 @@ class Index(Generic[D]):
         owner = principal_digest(principal).encode()
         infos: list[SessionInfo[D]] = []
         gone: list[Entry] = []
-        async for entries, records in self._rounds(deadline, owner, self._peek_at, _has_moved):
+        async for entries, records in self._rounds(deadline, owner, self._peek_at):
             # The clock of the server decides, as for a load.
             late = [
                 each for each, record in zip(entries, records, strict=True) if self._is_late(record)
@@ -159,7 +159,7 @@ class Index(Generic[D]):
             for entry, record in zip(entries, records, strict=True):
                 if record is None or _is_of_another(record, owner):
                     gone.append(entry)
-                elif entry not in dead and (info := self._info(record, entry[0].decode(), owner)):
+                elif entry not in dead and (info := self._info(record, entry[0].decode())):
                     infos.append(info)
         await self._prune(deadline, self.key(owner), gone)
         return sorted(infos, key=lambda info: info.updated_at, reverse=True)
@@ -168,7 +168,7 @@ class Index(Generic[D]):
         """See `IndexedStorage.count`."""
         owner = principal_digest(principal).encode()
         number = 0
-        async for _, looks in self._rounds(deadline, owner, self._look_at, _has_moved):
+        async for _, looks in self._rounds(deadline, owner, self._look_at):
             number += sum(left > 0 for left in looks)
         return number
 
@@ -184,7 +184,7 @@ class Index(Generic[D]):
         """See `IndexedStorage.revoke_all`."""
         owner = principal_digest(principal).encode()
         moved: set[Entry] = set()
-        revoked, unreadable = 0, False
+        revoked = 0
         # A rotation stores the new session, with its entry, before it marks or removes the old one.
         # If it finds the old one gone, it deletes the new one. So the session of an entry that is
         # deleted here has not moved. That of an entry that is marked or absent may have: to an
@@ -197,13 +197,12 @@ class Index(Generic[D]):
                 self._revoke(deadline, owner, digest) for digest, _ in entries
             )
             revoked += statuses.count(_REVOKED)
-            unreadable = _UNREADABLE in statuses
             pairs = zip(entries, statuses, strict=True)
             new = {entry for entry, status in pairs if status in (_ABSENT, _ROTATED)} - moved
             if not new:
                 break
             moved |= new
-        if unreadable:
+        if _UNREADABLE in statuses:
             raise CorruptSession("a record of this principal cannot be read and was not revoked")
         await self._prune(deadline, self.key(owner), entries)
         return revoked
@@ -232,8 +231,7 @@ class Index(Generic[D]):
         self,
         deadline: float,
         owner: bytes,
-        read: "Callable[[float, bytes, list[Entry]], Awaitable[list[Any]]]",
-        has_moved: Callable[[Any], bool],
+        read: Callable[[float, bytes, list[Entry]], Awaitable[list[Any]]],
     ) -> AsyncIterator[tuple[list[Entry], list[Any]]]:
         """Read what the entries of an index name, and again the new entries if one has moved.
 
@@ -247,7 +245,7 @@ class Index(Generic[D]):
             seen.update(digest for digest, _ in entries)
             replies = await read(deadline, owner, entries)
             yield entries, replies
-            if not any(map(has_moved, replies)):
+            if not any(map(_has_moved, replies)):
                 return
 
     async def _peek_at(self, deadline: float, _: bytes, entries: list[Entry]) -> list[Any]:
@@ -287,11 +285,11 @@ class Index(Generic[D]):
             return record is not None and deadline_of(record) <= self._time.now()
         return False
 
-    def _info(self, record: bytes, digest: str, owner: bytes) -> SessionInfo[D] | None:
+    def _info(self, record: bytes, digest: str) -> SessionInfo[D] | None:
         """Read a record for a list; None if it does not belong there."""
         try:
             deadline_of(record)  # checks the header
-            if record[:1] == PLAIN or is_rotated(record) or owner_of(record) != owner:
+            if is_rotated(record):
                 return None
             return read_info(record, digest, self._codec)
         except CorruptSession as error:
