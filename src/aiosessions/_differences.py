@@ -1,5 +1,6 @@
 """The difference between a value and the value that its encoded form decodes to."""
 
+import dataclasses
 from collections.abc import Iterable
 from datetime import datetime, time
 from typing import Any, cast
@@ -40,19 +41,20 @@ def _parts(before: Any, after: Any) -> Iterable[tuple[str | int, Any, Any]] | No
         return zip(range(len(before)), before, after, strict=True)
     if isinstance(before, dict) and isinstance(before, type(after)):
         return (("[...]", value, after[key]) for key, value in before.items())
-    fields = _fields(type(before)) if type(before) is type(after) else None
+    fields = field_names(type(before)) if type(before) is type(after) else None
     if fields is None:
         return None
     return ((f".{name}", getattr(before, name), getattr(after, name)) for name in fields)
 
 
-def _fields(kind: Any) -> Iterable[str] | None:
+def field_names(kind: Any) -> tuple[str, ...] | None:
     """The names of the fields of a struct, a dataclass or an attrs class, else None."""
-    for names in ("__struct_fields__", "__dataclass_fields__"):
-        if hasattr(kind, names):
-            return cast("Iterable[str]", getattr(kind, names))
+    if hasattr(kind, "__struct_fields__"):
+        return cast("tuple[str, ...]", kind.__struct_fields__)
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
     if hasattr(kind, "__attrs_attrs__"):
-        return [attribute.name for attribute in kind.__attrs_attrs__]
+        return tuple(attribute.name for attribute in kind.__attrs_attrs__)
     return None
 
 

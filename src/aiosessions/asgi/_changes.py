@@ -4,7 +4,6 @@ Data is compared by its top-level parts: the keys of a dict, or the fields of a 
 or an attrs class. Other data is one part. A nested change is a change of its part.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
+from .._differences import field_names
 from ..errors import SessionConflict
 from ..record import CHANGED
 
@@ -113,12 +113,7 @@ def _parts(data: Any) -> Mapping[str, Any]:
         if all(isinstance(key, str) and key for key in data):
             return cast("dict[str, Any]", data)
         return {_WHOLE: data}
-    if isinstance(data, msgspec.Struct):
-        names = data.__struct_fields__
-    elif dataclasses.is_dataclass(data):
-        names = tuple(field.name for field in dataclasses.fields(data))
-    else:
-        names = tuple(field.name for field in getattr(data, "__attrs_attrs__", ()))
+    names = field_names(type(data))
     return {name: getattr(data, name) for name in names} if names else {_WHOLE: data}
 
 
