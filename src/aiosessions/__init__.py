@@ -2,6 +2,7 @@
 
 import logging
 
+from .cache import CacheStatistics, NearCache
 from .codec import Codec, JsonCodec, MsgpackCodec
 from .encryption import EncryptedCodec
 from .errors import (
@@ -20,10 +21,20 @@ from .errors import (
 from .local import LocalStatistics, LocalStorage
 from .manager import SessionManager
 from .redis import RedisStatistics, RedisStorage, ServerHealth
+from .resources import ResourceStatistics, SessionResources
 from .session import Session, SessionInfo, new_session_id, session_digest
-from .storage import Clock, IndexedStorage, Storage, When
+from .storage import (
+    AnnouncingStorage,
+    Clock,
+    IndexedStorage,
+    Storage,
+    StorageListener,
+    When,
+)
 
 __all__ = [
+    "AnnouncingStorage",
+    "CacheStatistics",
     "Clock",
     "Codec",
     "CorruptSession",
@@ -35,8 +46,10 @@ __all__ = [
     "LocalStatistics",
     "LocalStorage",
     "MsgpackCodec",
+    "NearCache",
     "RedisStatistics",
     "RedisStorage",
+    "ResourceStatistics",
     "ServerHealth",
     "Session",
     "SessionConflict",
@@ -45,9 +58,11 @@ __all__ = [
     "SessionInfo",
     "SessionManager",
     "SessionNotFound",
+    "SessionResources",
     "SessionRotated",
     "Storage",
     "StorageClosed",
+    "StorageListener",
     "StorageMisused",
     "StorageUnavailable",
     "When",

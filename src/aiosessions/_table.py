@@ -1,13 +1,15 @@
-"""Bounded table of bytes in memory: least-recently-used order, idle TTL, absolute deadlines.
+"""Bounded table in memory: least-recently-used order, TTL, absolute deadlines.
 
-The table is synchronous. It knows neither event loops nor codecs nor sessions: `LocalStorage` adds
-those.
+The table is synchronous. It knows neither event loops nor codecs nor sessions: `LocalStorage` and
+`NearCache` add those.
 
 Invariants:
 
-- An entry expires when it has been unused for the TTL, or at its deadline. `get` never returns an
-  expired entry. It stays in memory until it is swept, removed, overwritten or evicted.
-- `_entries` is in the order of last use. As all entries have one TTL, they go idle in this order.
+- An entry expires when its TTL has passed since it was put or touched, or at its deadline. `get`
+  never returns an expired entry. It stays in memory until it is swept, removed, overwritten or
+  evicted.
+- `_entries` is in the order of last use. Unless `promote` is called, that is the order in which
+  they expire, as all entries have one TTL.
 - `_groups` holds the entries of each group in the order of last use, and no empty group.
 - `_deadlines` is a heap of the same entries. Each entry knows its place in the heap, so a changed
   deadline moves the entry, and a removed entry leaves nothing behind.
@@ -17,24 +19,27 @@ Invariants:
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from .storage import Clock, whole_milliseconds
 
+V = TypeVar("V", bound=Sized)
+
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _Entry(Generic[V]):
     key: str
-    value: bytes = b""
+    value: V
     used_at: int = 0
     deadline: float = math.inf
     group: str | None = None
     place: int = 0  # the index in the heap
 
 
-class Table:
-    """A bounded mapping from strings to bytes.
+class Table(Generic[V]):
+    """A bounded mapping from strings to values, such as bytes, whose `len` is their size.
 
     Args:
         ttl: The time after which an unused entry expires, in milliseconds.
@@ -54,9 +59,9 @@ class Table:
         self._clock = clock
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._deadlines = _Deadlines()
-        self._groups: dict[str, OrderedDict[str, _Entry]] = {}
+        self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()
+        self._deadlines = _Deadlines[V]()
+        self._groups: dict[str, OrderedDict[str, _Entry[V]]] = {}
         self.bytes = 0
         self.evictions = 0
 
@@ -64,10 +69,18 @@ class Table:
         """Return the number of entries in memory, expired ones included."""
         return len(self._entries)
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> V | None:
         """Return the value of a live entry, or None. This does not count as use."""
         entry = self._entries.get(key)
         return None if entry is None or self._is_expired(entry) else entry.value
+
+    def values(self) -> dict[str, V]:
+        """Return the values of all entries, expired ones included, by their keys."""
+        return {key: entry.value for key, entry in self._entries.items()}
+
+    def promote(self, key: str) -> None:
+        """Make an entry the most recently used, without a new TTL."""
+        self._entries.move_to_end(key)
 
     def touch(self, key: str) -> None:
         """Start a full TTL for an entry, and make it the most recently used.
@@ -89,9 +102,14 @@ class Table:
         return [entry.key for entry in group.values() if not self._is_expired(entry)]
 
     def put(
-        self, key: str, value: bytes, deadline: float = math.inf, group: str | None = None
+        self,
+        key: str,
+        value: V,
+        deadline: float = math.inf,
+        group: str | None = None,
+        age: int = 0,
     ) -> None:
-        """Create or overwrite an entry, and start a full TTL.
+        """Create or overwrite an entry, and start its TTL.
 
         A full table evicts entries past their deadline first, then the least recently used. A value
         that is past its deadline or larger than `max_bytes` is not kept; the key is then removed.
@@ -101,16 +119,19 @@ class Table:
             value: The value.
             deadline: The time at which the entry expires, in milliseconds since the epoch.
             group: The name of the group that the entry belongs to, or None.
+            age: The time that has passed of its TTL already, in milliseconds.
         """
         if deadline <= self._time() or len(value) > self._max_bytes:
             self.remove(key)
             return
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry(key)
+            entry = self._entries[key] = _Entry(key, value)
             self._deadlines.add(entry)
-        self.bytes += len(value) - len(entry.value)
-        entry.value = value
+            self.bytes += len(value)
+        else:
+            self.bytes += len(value) - len(entry.value)
+            entry.value = value
         if entry.deadline != deadline:
             entry.deadline = deadline
             self._deadlines.move(entry)
@@ -120,6 +141,7 @@ class Table:
             if group is not None:
                 self._groups.setdefault(group, OrderedDict())[key] = entry
         self.touch(key)
+        entry.used_at -= age
         while len(self._entries) > self._max_entries or self.bytes > self._max_bytes:
             self._evict()
 
@@ -167,10 +189,10 @@ class Table:
     def _time(self) -> int:
         return whole_milliseconds(self._clock.time())
 
-    def _is_expired(self, entry: _Entry) -> bool:
+    def _is_expired(self, entry: _Entry[V]) -> bool:
         return self._now() - entry.used_at >= self._ttl or entry.deadline <= self._time()
 
-    def _oldest(self) -> _Entry:
+    def _oldest(self) -> _Entry[V]:
         return next(iter(self._entries.values()))
 
     def _evict(self) -> None:
@@ -180,13 +202,13 @@ class Table:
             self.evictions += not self._is_expired(victim)
         self._drop(victim)
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: _Entry[V]) -> None:
         del self._entries[entry.key]
         self._deadlines.discard(entry)
         self._leave_group(entry)
         self.bytes -= len(entry.value)
 
-    def _leave_group(self, entry: _Entry) -> None:
+    def _leave_group(self, entry: _Entry[V]) -> None:
         if entry.group is None:
             return
         group = self._groups[entry.group]
@@ -195,16 +217,16 @@ class Table:
             del self._groups[entry.group]
 
 
-class _Deadlines(list[_Entry]):
+class _Deadlines(list[_Entry[V]], Generic[V]):
     """A binary heap of entries, the nearest deadline first. An entry's `place` is its index."""
 
-    def add(self, entry: _Entry) -> None:
+    def add(self, entry: _Entry[V]) -> None:
         """Add an entry."""
         entry.place = len(self)
         self.append(entry)
         self.move(entry)
 
-    def discard(self, entry: _Entry) -> None:
+    def discard(self, entry: _Entry[V]) -> None:
         """Remove an entry. The last one takes its place."""
         last = self.pop()
         if last is not entry:
@@ -212,7 +234,7 @@ class _Deadlines(list[_Entry]):
             last.place = entry.place
             self.move(last)
 
-    def move(self, entry: _Entry) -> None:
+    def move(self, entry: _Entry[V]) -> None:
         """Restore the order after the deadline of an entry has changed."""
         while (place := entry.place) and entry.deadline < self[(place - 1) // 2].deadline:
             self._swap(place, (place - 1) // 2)

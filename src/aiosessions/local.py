@@ -13,7 +13,9 @@ Invariants:
 import builtins
 import logging
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Generic
 
 import msgspec
@@ -27,6 +29,7 @@ from .session import D, Session, SessionInfo, epoch_milliseconds, session_digest
 from .storage import (
     Clock,
     IndexedStorage,
+    StorageListener,
     When,
     check_codec,
     check_count,
@@ -90,7 +93,8 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
         check_codec(codec)
         self._ttl = milliseconds(ttl, "ttl")
         self._codec = codec
-        self._table = Table(ttl=self._ttl, clock=clock, max_entries=max_sessions)
+        self._table = Table[bytes](ttl=self._ttl, clock=clock, max_entries=max_sessions)
+        self._listeners: builtins.list[StorageListener] = []
         self._closed = False
 
     def __repr__(self) -> str:
@@ -120,6 +124,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
             self._check_condition(digest, session.revision, when)
         self._table.put(digest, record, deadline, session.principal)
         session.revision = revision
+        self._announce(digest, revision)
 
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`."""
@@ -141,7 +146,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`."""
         await self._begin()
-        return self._table.remove(session_digest(id))
+        return self._remove(session_digest(id))
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         """See `Storage.delete_expired`.
@@ -157,6 +162,12 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
             if removed % _SWEEP_BATCH == 0:
                 await checkpoint()
         return removed
+
+    def listen(self, listener: StorageListener) -> Callable[[], None]:
+        """See `AnnouncingStorage.listen`. A session that is evicted is not announced."""
+        self._listeners.append(listener)
+        listener.resumed()
+        return partial(self._listeners.remove, listener)
 
     async def list(self, principal: str) -> list[SessionInfo[D]]:
         """See `IndexedStorage.list`."""
@@ -228,7 +239,16 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
     def _revoke(self, digest: str) -> bool:
         """Remove a live session, and return whether it was one of its own."""
         rotated = self._is_rotated(digest)
-        return self._table.remove(digest) and not rotated
+        return self._remove(digest) and not rotated
+
+    def _remove(self, digest: str) -> bool:
+        removed = self._table.remove(digest)
+        self._announce(digest, "")
+        return removed
+
+    def _announce(self, digest: str, revision: str) -> None:
+        for listener in tuple(self._listeners):
+            listener.changed(digest, revision)
 
     def _check_condition(self, digest: str, revision: str, when: When) -> None:
         record = self._table.get(digest)

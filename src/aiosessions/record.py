@@ -71,6 +71,27 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
         InvalidSession: The session cannot be stored.
         TypeError: `session` is not a `Session`.
     """
+    payload, deadline = encode(session, codec)
+    revision = _revision(secrets.token_urlsafe(8), session.principal)
+    if session.principal is None:
+        header = b"%b%b%015d" % (PLAIN, revision.encode(), deadline)
+    else:
+        owner = principal_digest(session.principal).encode()
+        format = ROTATED if ROTATED_KEY in session.metadata else OWNED
+        header = b"%b%b%015d%b%b" % (format, revision.encode(), deadline, _NEVER, owner)
+    return revision, deadline, header + payload
+
+
+def encode(session: Session[D], codec: "Codec[D]") -> tuple[bytes, int]:
+    """Encode a session with its digest in place of its id, and leave the session unchanged.
+
+    Returns:
+        The payload, and the deadline in milliseconds since the epoch.
+
+    Raises:
+        InvalidSession: The session cannot be stored.
+        TypeError: `session` is not a `Session`.
+    """
     if type(session) is not Session:
         if not isinstance(session, Session):
             raise TypeError(f"a session is a Session, not {type(session).__name__}")
@@ -93,21 +114,12 @@ def seal(session: Session[D], codec: "Codec[D]") -> tuple[str, int, bytes]:
         id=session.digest,
     )
     try:
-        payload = bytes(codec.encode(stored))
+        return bytes(codec.encode(stored)), _milliseconds_of(expires_at)
     except SessionError:
         raise
     except Exception as error:  # noqa: BLE001 - a codec of the application's own raises anything
         # Without a chain: the text of the error may quote the payload.
         raise InvalidSession(f"the codec failed with {type(error).__name__}") from None
-    revision = _revision(secrets.token_urlsafe(8), session.principal)
-    deadline = _milliseconds_of(expires_at)
-    if session.principal is None:
-        header = b"%b%b%015d" % (PLAIN, revision.encode(), deadline)
-    else:
-        owner = principal_digest(session.principal).encode()
-        format = ROTATED if ROTATED_KEY in session.metadata else OWNED
-        header = b"%b%b%015d%b%b" % (format, revision.encode(), deadline, _NEVER, owner)
-    return revision, deadline, header + payload
 
 
 def unseal(record: bytes, id: str, codec: "Codec[D]", now: "Callable[[], int]") -> Session[D]:

@@ -14,6 +14,7 @@ Invariants of every storage, which `aiosessions.testing.StorageContract` checks:
 import builtins
 import enum
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -177,6 +178,43 @@ class IndexedStorage(Storage[D], Protocol[D]):
             principal: The owner.
             most: The number of sessions to leave, at least 1.
             keep: The id of a session to keep: the newest, as a rule.
+        """
+        ...
+
+
+class StorageListener(Protocol):
+    """An object that hears of changes from an `AnnouncingStorage`. Its methods return at once."""
+
+    def changed(self, digest: str, revision: str) -> None:
+        """A session was written or deleted, here or by another process.
+
+        Args:
+            digest: The digest of its id.
+            revision: The revision that was written; empty if the session was deleted.
+        """
+        ...
+
+    def interrupted(self) -> None:
+        """From now on announcements may be missing."""
+        ...
+
+    def resumed(self) -> None:
+        """From now on each change is announced."""
+        ...
+
+
+@runtime_checkable
+class AnnouncingStorage(Storage[D], Protocol[D]):
+    """A storage that announces writes and deletes, so that a copy elsewhere need not be stale.
+
+    A change is announced before, or soon after, its verb returns. Expiry is not announced, nor is
+    the creation of a session under an id that had none.
+    """
+
+    def listen(self, listener: StorageListener) -> Callable[[], None]:
+        """Call a listener for each change, until the returned function is called.
+
+        The listener first hears `resumed` or `interrupted`, now or when the event loop runs.
         """
         ...
 

@@ -21,6 +21,7 @@ from aiosessions import (
     Codec,
     JsonCodec,
     LocalStorage,
+    NearCache,
     RedisStorage,
     Session,
     SessionNotFound,
@@ -66,6 +67,26 @@ class TestLocalStorageOnTrio(TestLocalStorage):
         await self.open()
 
         assert sniffio.current_async_library() == "trio"
+
+
+class TestNearCache(FakeTime, SweptStorageContract, IndexedStorageContract):
+    """A cache over the local storage."""
+
+    @pytest.fixture
+    def make_storage(self) -> StorageFactory:
+        """Caches with the longest staleness there is."""
+
+        def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> NearCache[Any]:
+            storage = LocalStorage(ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
+            return NearCache(storage, max_staleness=ttl / 4, clock=self.clock)
+
+        return make
+
+
+class TestNearCacheOnTrio(TestNearCache):
+    """A cache over the local storage, on trio."""
+
+    backend = "trio"
 
 
 class RedisContract(
@@ -155,6 +176,42 @@ class TestRedisStorage(RedisContract, RemoteStorageContract):
                 return self.owner(f"redis://127.0.0.1:{port}", ttl, codec)
 
             yield make
+
+
+class TestNearCacheOnRedis(
+    FakeTime, SelfExpiringStorageContract, RemoteStorageContract, IndexedStorageContract
+):
+    """A cache over `RedisStorage`, on each available server."""
+
+    tick = RedisContract.tick
+
+    @pytest.fixture
+    def make_storage(self, redis_or_valkey: Server) -> StorageFactory:
+        """Caches on an empty server, with the longest staleness there is."""
+        redis_or_valkey.flush()
+        self.age = redis_or_valkey.age
+        return partial(self.cache, redis_or_valkey.url)
+
+    def cache(
+        self, url: str, *, ttl: float = 60.0, codec: Codec[Any] | None = None
+    ) -> NearCache[Any]:
+        """A cache over a storage with an owned client."""
+        storage = RedisStorage[Any].from_url(
+            url, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock
+        )
+        return NearCache(storage, max_staleness=ttl / 4, clock=self.clock)
+
+    @pytest.fixture
+    def make_unreachable_storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageFactory]:
+        """Caches over storages of a port that refuses connections."""
+        monkeypatch.setattr(_outage, "BRIDGE", 0.05)
+        with refused_port() as port:
+            yield partial(self.cache, f"redis://127.0.0.1:{port}")
+
+    async def advance(self, seconds: float) -> None:
+        """Advance the clock of the storages, and age the keys of the server."""
+        await super().advance(seconds)
+        self.age(seconds)
 
 
 class TestRedisStorageOnFakeredis(RedisContract):

@@ -17,17 +17,18 @@ PACKAGE = Path(aiosessions.__file__).parent
 # From the bottom to the top. A module imports from lower levels only, so modules of one level are
 # independent. All of the `redis` package is on one level.
 LEVELS = (
-    {"errors"},
+    {"errors", "_background"},
     {"session", "_differences", "_redaction", "_unknown"},
     {"codec"},
     {"storage"},
     {"encryption", "record", "_table"},
-    {"local", "redis"},
-    {"_lifetime"},
+    {"local", "redis", "_copies"},
+    {"cache", "_lifetime"},
     {"_principals", "_retry", "_rotation", "_sweep"},
     {"_owned"},
     {"manager"},
-    {"asgi", "testing"},
+    {"_held"},
+    {"asgi", "resources", "testing"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 

@@ -67,12 +67,12 @@ class ClusterRouter(Router):
             address = min(self._map.masters())
         return self._connection(address, command)
 
-    async def _each(self, deadline: float) -> list[Connection]:
+    async def _servers(self, deadline: float) -> list[Address]:
         await self._map.discover(deadline)
         self._check_open()
         if not self._map.known:
             raise self._no_map()
-        return [self._connection(each) for each in sorted(self._map.masters())]
+        return sorted(self._map.masters())
 
     async def _successor(
         self, attempt: Command, reply: Any, connection: Connection
@@ -129,6 +129,7 @@ class ClusterRouter(Router):
     def _map_changed(self) -> None:
         """Leave the servers that are not masters any more."""
         masters = self._map.masters()
+        self.announcements.look_again()
         for address in [each for each in self._connections if each not in masters]:
             connections = self._connections[address]
             for each in connections:

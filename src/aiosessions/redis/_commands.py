@@ -174,12 +174,15 @@ def _slots(*words: bytes) -> tuple[int | bytes, ...]:
     return tuple(part for word in words for part in (len(word), word))
 
 
+def subscribe(channel: bytes) -> bytes:
+    """Ask for the messages of a channel, in the wire form."""
+    return _pack(b"SUBSCRIBE", channel)
+
+
 ASKING: Final = _pack(b"ASKING")
+PING: Final = _pack(b"PING")
 _STRING: Final = (bytes,)
 
-# Without a condition. SET_UNTIL leaves the deadline of the session to the clock of the server.
-SET: Final = Template(b"SET", None, None, b"PX", None, replies=_STRING)
-SET_UNTIL: Final = Template(b"SET", None, None, b"PXAT", None, replies=_STRING)
 REVISION: Final = Template(
     *(b"GETRANGE", None, b"1", b"16"), replies=_STRING, retryable=True, writes=False
 )

@@ -102,6 +102,7 @@ elseif type(head) ~= 'string' or not is_record(head) then
 elseif owner_of(head) ~= ARGV[1] then
   return 0
 end
+announce(KEYS[1], '')
 redis.call('DEL', KEYS[1])
 forget(KEYS[1], head, ARGV[3])
 if is_dead(head, now(ARGV[2])) then
@@ -161,6 +162,7 @@ table.sort(others, function(one, other)
 end)
 local removed = math.min(#others, math.max(0, live - ARGV[3]))
 for number = 1, removed do
+  announce(ARGV[2] .. others[number].digest, '')
   redis.call('DEL', ARGV[2] .. others[number].digest)
   redis.call('ZREM', KEYS[1], others[number].digest)
 end

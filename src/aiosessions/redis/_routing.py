@@ -15,11 +15,14 @@ import asyncio
 import os
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 from redis.asyncio import Redis, RedisCluster
 
 from ..errors import StorageClosed, StorageMisused
+from ..storage import StorageListener
+from ._announcements import Announcements
 from ._commands import Command, Script, Template
 from ._connection import Connection
 from ._driver import Address, ConnectionFactory, connection_factory
@@ -39,15 +42,26 @@ class Router:
         client: The client; it is only read.
         timeout: Seconds that a verb may take.
         connections: How many connections to make to each server.
+        channel: The channel of the announcements.
+
+    Attributes:
+        announcements: The announcements of the servers.
     """
 
-    def __init__(self, client: "Redis | RedisCluster", timeout: float, connections: int) -> None:
+    def __init__(
+        self,
+        client: "Redis | RedisCluster",
+        timeout: float,
+        connections: int,
+        channel: bytes = b"session:changes",
+    ) -> None:
         self._client: Any = client
         self._timeout = timeout
         self._count = connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = -1
         self._closed = False
+        self.announcements = Announcements(channel, timeout, self._servers, self._factory)
         self._reset()
 
     def _reset(self) -> None:
@@ -131,10 +145,17 @@ class Router:
                 reply = translate(reply, connection.outage.address)
             return reply, self._now() - began
 
-        connections = await self._each(deadline)
+        connections = [self._connection(each) for each in await self._servers(deadline)]
         answers = await asyncio.gather(*map(ask, connections))
         addresses = (each.outage.address for each in connections)
         return dict(zip(addresses, answers, strict=True))
+
+    def listen(self, listener: StorageListener) -> Callable[[], None]:
+        """See `AnnouncingStorage.listen`."""
+        stop = self.announcements.listen(listener)
+        if self._loop is not None and self._loop is _running_loop():
+            self.announcements.start()
+        return stop
 
     def statistics(self) -> RedisStatistics:
         """Count over all connections."""
@@ -169,10 +190,10 @@ class Router:
                 return connection
         return None
 
-    async def _each(self, deadline: float) -> list[Connection]:
-        """A connection to every server."""
+    async def _servers(self, deadline: float) -> list[Address]:
+        """The servers that have sessions."""
         del deadline
-        return [self._connection(_THE_SERVER)]
+        return [_THE_SERVER]
 
     def _factory(self, address: Address) -> ConnectionFactory:
         del address
@@ -241,13 +262,14 @@ class Router:
             message = "the storage is in use by another event loop; close it there"
             raise StorageMisused(message)
         self.close()
-        await asyncio.gather(*(each.aclose() for each in self._all()))
+        await asyncio.gather(self.announcements.aclose(), *(each.aclose() for each in self._all()))
         return True
 
     def close(self) -> None:
         """Close every connection without waiting."""
         self._closed = True
         _in_use.discard(self)
+        self.announcements.close()
         for each in self._all():
             each.close()
 
@@ -265,9 +287,11 @@ class Router:
                 else:
                     message = "the storage is in use by another event loop; make one for each"
                 raise StorageMisused(message)
+            self.announcements.abandon()
             self._reset()
         self._loop = loop
         self._process = _process
+        self.announcements.start()
         _in_use.add(self)
         if len(_in_use) == _MANY_STORAGES:
             warnings.warn(

@@ -66,6 +66,12 @@ local function owner_of(head)
   return string.sub(head, 1, 1) == '1' and '' or string.sub(head, 48, 79)
 end
 
+-- Tell the caches that a session is being written, with its new revision, or deleted. Before the
+-- change: if the user may not publish, nothing is changed.
+local function announce(key, revision)
+  redis.call('PUBLISH', string.sub(key, 1, -33) .. 'changes', string.sub(key, -32) .. revision)
+end
+
 -- Remove the entry of a session that was deleted, if one server has both.
 local function forget(key, head, on_one_server)
   if on_one_server == '1' and is_record(head) and owner_of(head) ~= '' then
@@ -119,6 +125,7 @@ local function write(...)
     local left = tonumber(deadline) - time
     if left <= 0 then
       -- Only a delete is a delete: a key with a TTL of 1 ms could still be renewed.
+      announce(KEYS[1], '')
       redis.call('DEL', KEYS[1])
       forget(KEYS[1], string.sub(record, 1, 79), KEYS[2] and '1')
       return 1
@@ -150,6 +157,10 @@ local function write(...)
       return 2
     end
     record = string.sub(record, 1, 32) .. lease .. string.sub(record, 48)
+  end
+  -- No cache has a copy of a session that did not exist.
+  if ARGV[1] ~= 'absent' or head ~= '' then
+    announce(KEYS[1], string.sub(record, 2, 17))
   end
   if redis.call('SET', KEYS[1], record, 'PX', px, ...) then
     -- Last: once a script has removed an entry, the server lets it exceed the memory limit.
@@ -233,6 +244,7 @@ DELETE: Final = Script(
 -- pcall: a value that is not a string cannot be read, but it can be deleted.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
 local dead = type(head) == 'string' and is_record(head) and is_dead(head, now(ARGV[1]))
+announce(KEYS[1], '')
 if redis.call('DEL', KEYS[1]) == 0 then
   return 0
 end

@@ -14,7 +14,7 @@ import asyncio
 from typing import Any
 
 from ..errors import SessionError, StorageUnavailable
-from ..record import PLAIN, deadline_of, owner_of, revision_of
+from ..record import PLAIN, owner_of, revision_of
 from ..storage import When
 from . import _commands as commands
 from . import _scripts as scripts
@@ -54,10 +54,7 @@ class Writer:
         Raises:
             SessionError: See `Storage.store`.
         """
-        if when is When.ALWAYS and record[:1] == PLAIN:
-            command = self._set(deadline, key, record)
-        else:
-            command = await self._script(deadline, key, record, expected, when)
+        command = await self._script(deadline, key, record, expected, when)
         try:
             reply = await self._router.call(command)
             if reply == scripts.NOT_INDEXED:
@@ -68,20 +65,11 @@ class Writer:
                 raise
             return
         # The write may have been applied before, and overwritten or deleted since.
-        if reply not in (b"OK", scripts.DONE):
+        if reply != scripts.DONE:
             if command.in_doubt:
                 text = "a reply was lost; the write may have been applied"
                 raise StorageUnavailable(text, in_doubt=True)
             raise scripts.refusal(reply)
-
-    def _set(self, deadline: float, key: bytes, record: bytes) -> commands.Command:
-        """A write without a condition; the key ends with the TTL or at the session's deadline."""
-        expires_at = deadline_of(record)
-        if expires_at - self._time.now() > self._ttl:
-            return commands.SET.fill(deadline, key, record, b"%d" % self._ttl)
-        # In the server's time: a wrong clock here must not end a live session. The past removes it.
-        moment = max(1, (expires_at * 1000 - int(self._time.offset())) // 1000)
-        return commands.SET_UNTIL.fill(deadline, key, record, b"%d" % moment)
 
     async def _script(
         self,
@@ -93,7 +81,6 @@ class Writer:
         *,
         enter: bool = False,
     ) -> commands.Command:
-        """A write with a condition, or of a session of a principal."""
         script = scripts.STORE_UNCHANGED if when is When.UNCHANGED else scripts.STORE
         ttl, revision = b"%d" % self._ttl, expected.encode("ascii", "replace")
         words = scripts.CONDITIONS[when], record, ttl, self._time.offset(), revision

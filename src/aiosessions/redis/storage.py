@@ -11,6 +11,7 @@ Invariants:
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final, Generic, cast
 
@@ -23,6 +24,7 @@ from ..session import D, E, Session, SessionInfo, session_digest
 from ..storage import (
     Clock,
     IndexedStorage,
+    StorageListener,
     When,
     check_codec,
     check_count,
@@ -96,7 +98,8 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
         # Keys of records that could not be read: asking for them again must not renew them.
         self._unreadable: OrderedDict[bytes, None] = OrderedDict()
         wait = milliseconds(timeout, "timeout")
-        self._router = _router(client, wait / 1000, connections)
+        channel = self._key_prefix + b"changes"
+        self._router = _router(client, wait / 1000, connections, channel)
         self._index = Index(
             self._router,
             key_prefix=self._key_prefix,
@@ -234,6 +237,15 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
             check_moment(before, "before")
         return 0
 
+    def listen(self, listener: StorageListener) -> Callable[[], None]:
+        """See `AnnouncingStorage.listen`. The first verb after this subscribes to the server.
+
+        Writes and deletes through any `RedisStorage` with the same key prefix are announced, in
+        the round trip of the write. A listener hears `interrupted` when the subscription is lost,
+        or the server does not answer for a `timeout`.
+        """
+        return self._router.listen(listener)
+
     async def list(self, principal: str) -> list[SessionInfo[D]]:
         """See `IndexedStorage.list`."""
         deadline = self._router.deadline()
@@ -334,10 +346,12 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
             raise SessionNotFound(NOT_FOUND)
 
 
-def _router(client: "Redis | RedisCluster", timeout: float, connections: int) -> Router:
+def _router(
+    client: "Redis | RedisCluster", timeout: float, connections: int, channel: bytes
+) -> Router:
     if isinstance(client, RedisCluster):
-        return ClusterRouter(client, timeout, connections)
+        return ClusterRouter(client, timeout, connections, channel)
     if isinstance(client, Redis):
-        return Router(client, timeout, connections)
+        return Router(client, timeout, connections, channel)
     message = f"client is a redis.asyncio.Redis or RedisCluster, not {type(client).__name__}"
     raise TypeError(message)

@@ -1,0 +1,86 @@
+"""Tasks that belong to an object instead of a caller, on asyncio or trio.
+
+A task group would not do: the task that entered it must leave it. The objects that start these
+tasks are often made in one task and closed in another, for example by test fixtures and by the
+lifespan of an application.
+
+Invariants:
+
+- A task starts with an empty context, so it does not keep the context variables of its creator.
+- A task never raises: its function handles every exception but the cancellation.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Protocol
+
+
+class BackgroundTask(Protocol):
+    """A task that was started by `spawn`."""
+
+    def cancel(self) -> None:
+        """Cancel the task, if it has not ended."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait for the end of the task."""
+        ...
+
+
+def spawn(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> BackgroundTask:
+    """Start a task on the event loop that runs.
+
+    Args:
+        run: The function of the task.
+        name: The name of the task.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _TrioTask(run, name)
+    return _AsyncioTask(loop, run, name)
+
+
+class _AsyncioTask:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        name: str,
+    ) -> None:
+        self._loop = loop
+        self._task = loop.create_task(run(), name=name, context=Context())
+
+    def cancel(self) -> None:
+        # A closed loop has ended its tasks.
+        if not self._loop.is_closed():
+            self._task.cancel()
+
+    async def wait(self) -> None:
+        if not self._task.done() and not self._loop.is_closed():
+            await asyncio.wait([self._task])
+
+
+class _TrioTask:
+    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        import trio  # noqa: PLC0415 - optional, and loaded already: its event loop is running
+
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+        async def to_the_end() -> None:
+            try:
+                with self._scope:
+                    await run()
+            finally:
+                self._ended.set()
+
+        # A system task starts in a context of trio's own.
+        trio.lowlevel.spawn_system_task(to_the_end, name=name)
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    async def wait(self) -> None:
+        await self._ended.wait()

@@ -1,0 +1,373 @@
+"""Copies of sessions in this process, in front of a storage: a hit makes no remote call.
+
+Invariants:
+
+- A hot session is read again at least once per `max_staleness`, which is at most half a TTL. So
+  hits never let the shared record expire.
+- A remote load belongs to no caller, so cancelling one caller fails no other. A caller joins a load
+  only if nothing was noted of its session since it began.
+- Writes go to the storage first. A write that fails, or is cancelled, may have been applied, so it
+  drops the copy.
+- Callers get independent copies: the cache keeps encoded payloads.
+"""
+
+import builtins
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Generic
+
+from ._background import BackgroundTask, spawn
+from ._copies import DELETED, CacheStatistics, Copies, Copy, Pending
+from .codec import Codec
+from .errors import (
+    CorruptSession,
+    SessionConflict,
+    SessionError,
+    SessionNotFound,
+    StorageClosed,
+    StorageUnavailable,
+)
+from .record import NO_DEADLINE, encode
+from .session import D, Session, SessionInfo, session_digest
+from .storage import (
+    AnnouncingStorage,
+    Clock,
+    IndexedStorage,
+    Storage,
+    StorageListener,
+    When,
+    check_codec,
+    check_count,
+    check_digest,
+    check_storage,
+    milliseconds,
+)
+
+__all__ = ["CacheStatistics", "NearCache"]
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+class _Flight(Generic[D]):
+    """A remote load, which any number of callers await.
+
+    Attributes:
+        pending: The load, for the copies.
+        task: Its task.
+        session: The session, once it is loaded. No caller gets this object.
+        copy: The same, if it can be encoded.
+        error: The reason why there is no session.
+    """
+
+    task: BackgroundTask
+    session: Session[D] | None = None
+    copy: Copy | None = None
+
+    def __init__(self, pending: Pending) -> None:
+        self.pending = pending
+        self.error: Exception = StorageUnavailable("the load was cancelled")
+
+
+class NearCache(Storage[D], Generic[D]):
+    """A storage that answers repeated loads from the memory of this process.
+
+    Other replicas may change a session at any time. A storage that announces changes, as
+    `RedisStorage` does, ends a copy at once. Without announcements, and while they are interrupted,
+    a load may return a session as it was up to `max_staleness` ago. A save over such a copy is a
+    `SessionConflict`, as always, and the next load is fresh. As a hit renews no TTL, an
+    unused session lives for at least a TTL less `max_staleness`.
+
+    Owns the storage: `aclose` closes both. Runs wherever the storage does. A hit does not yield to
+    the event loop. Over an `IndexedStorage`, the cache is one, too.
+
+    Args:
+        storage: The storage. It has the attributes `codec` and `ttl`.
+        max_staleness: The longest age of a copy that a load returns; at most half the TTL of the
+            storage. As for all durations: seconds or a timedelta.
+        max_sessions: The most sessions to keep. The least recently used goes first.
+        max_bytes: The most bytes that all encoded sessions together may have.
+        serve_stale_for: While the storage is not available, a load returns an older copy for so
+            long beyond `max_staleness`, but never past `expires_at`. None for never.
+        clock: The source of time.
+
+    Raises:
+        ValueError: A duration or limit is not positive, or `max_staleness` exceeds half the TTL.
+        TypeError: An argument has the wrong type.
+    """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "NearCache[D]":
+        """Make an `IndexedNearCache` over an `IndexedStorage`."""
+        storage = arguments[0] if arguments else options.get("storage")
+        indexed = cls is NearCache and isinstance(storage, IndexedStorage)
+        kind: type[NearCache[D]] = IndexedNearCache if indexed else cls
+        return object.__new__(kind)
+
+    def __init__(
+        self,
+        storage: Storage[D],
+        *,
+        max_staleness: float | timedelta,
+        max_sessions: int = 10_000,
+        max_bytes: int = _MAX_BYTES,
+        serve_stale_for: float | timedelta | None = None,
+        clock: Clock = time,
+    ) -> None:
+        check_storage(storage)
+        check_count(max_sessions, "max_sessions")
+        check_count(max_bytes, "max_bytes")
+        self._storage = storage
+        self._codec, self._ttl = _attributes(storage)
+        self._max_staleness = milliseconds(max_staleness, "max_staleness")
+        if 2 * self._max_staleness > self._ttl:
+            raise ValueError(
+                f"max_staleness is at most half the TTL of the storage, {self.ttl} s, not "
+                f"{self.max_staleness} s: a hit renews no TTL, so a session in use could expire"
+            )
+        self._serves_stale = serve_stale_for is not None
+        self._copies = Copies(
+            max_staleness=self._max_staleness,
+            stale_for=milliseconds(serve_stale_for, "serve_stale_for") if serve_stale_for else 0,
+            clock=clock,
+            max_entries=max_sessions,
+            max_bytes=max_bytes,
+        )
+        self._decode = self._codec.decode
+        self._flights: dict[str, _Flight[D]] = {}  # the latest one for each digest
+        self._loads: set[_Flight[D]] = set()
+        self._closed = False
+        self._stop_listening: Callable[[], None] | None = None
+        if isinstance(storage, AnnouncingStorage):
+            self._stop_listening = storage.listen(self._copies)
+
+    def __repr__(self) -> str:
+        return f"NearCache({self._storage!r}, max_staleness={self.max_staleness})"
+
+    @property
+    def storage(self) -> Storage[D]:
+        """The storage."""
+        return self._storage
+
+    @property
+    def codec(self) -> Codec[D]:
+        """The codec of the storage."""
+        return self._codec
+
+    @property
+    def ttl(self) -> float:
+        """The TTL of the storage, in seconds."""
+        return self._ttl / 1000
+
+    @property
+    def max_staleness(self) -> float:
+        """The longest age of a copy that a load returns, in seconds."""
+        return self._max_staleness / 1000
+
+    def statistics(self) -> CacheStatistics:
+        """Count copies, hits and misses."""
+        return self._copies.statistics()
+
+    def listen(self, listener: StorageListener) -> Callable[[], None]:
+        """See `AnnouncingStorage.listen`. A listener hears of a change after the cache does.
+
+        Over a storage that announces nothing, it hears only of changes through this cache.
+        """
+        return self._copies.listen(listener)
+
+    async def store(self, session: Session[D], *, when: When = When.ALWAYS) -> None:
+        """See `Storage.store`."""
+        self._check_open()
+        if not isinstance(session, Session):
+            raise TypeError(f"a session is a Session, not {type(session).__name__}")
+        # Now, because the caller's object may change during the write.
+        id, digest, copy = session.id, session.digest, None
+        with suppress(SessionError):  # the storage raises the same
+            copy = self._copy_of(session)
+        with self._writing(digest) as write:
+            try:
+                await self._storage.store(session, when=when)
+            except (SessionConflict, SessionNotFound):
+                self._copies.met_newer_state(id)
+                raise
+            self._copies.note(digest, session.revision)
+            if copy is not None:
+                copy.revision = session.revision
+                self._copies.keep(id, copy, write)
+
+    async def load(self, id: str) -> Session[D]:
+        """See `Storage.load`.
+
+        Raises:
+            StorageUnavailable: The storage cannot be reached, and there is no copy that is young
+                enough.
+        """
+        found = self._copies.get(id)
+        session = None if found is None else self._decoded(found, id)
+        return await self._miss(id) if session is None else session
+
+    async def delete(self, id: str) -> bool:
+        """See `Storage.delete`."""
+        self._check_open()
+        with self._deleting(session_digest(id)):
+            return await self._storage.delete(id)
+
+    async def delete_expired(self, before: datetime | None = None) -> int:
+        """See `Storage.delete_expired`."""
+        self._check_open()
+        try:
+            return await self._storage.delete_expired(before)
+        finally:
+            if before is not None:  # else they are too old for a copy
+                self._copies.clear()
+
+    async def aclose(self) -> None:
+        """See `Storage.aclose`. Closes the storage, too."""
+        self._closed = True
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+        self._copies.clear()
+        loads = tuple(self._loads)
+        for each in loads:
+            each.task.cancel()
+        for each in loads:
+            await each.task.wait()
+        await self._storage.aclose()
+
+    async def _miss(self, id: str) -> Session[D]:
+        """Load a session from the storage, or wait for such a load that has begun already."""
+        self._check_open()
+        digest, copies = session_digest(id), self._copies
+        flight = self._flights.get(digest)
+        if flight is None or not self._can_join(flight.pending):
+            copies.misses += 1
+            flight = self._flights[digest] = _Flight[D](copies.begin(digest))
+            self._loads.add(flight)
+            flight.task = spawn(partial(self._fly, flight, id, digest), "aiosessions: load")
+        else:
+            copies.coalesced += 1
+        await flight.task.wait()
+        self._check_open()
+        found = flight.copy
+        if found is None and self._serves_stale and isinstance(flight.error, StorageUnavailable):
+            found = copies.get_stale(id)
+        session = None if found is None else self._decoded(found, id)
+        if session is not None:
+            return session
+        if flight.session is not None:
+            return copy.deepcopy(flight.session)
+        raise flight.error
+
+    def _can_join(self, load: Pending) -> bool:
+        """Whether the result of a load will do for a caller who begins now."""
+        return not load.noted and self._copies.now() - load.began < self._max_staleness
+
+    async def _fly(self, flight: "_Flight[D]", id: str, digest: str) -> None:
+        """Load a session for all that wait for it, and keep a copy."""
+        try:
+            flight.session = await self._storage.load(id)
+            with suppress(SessionError):  # then no copy stays
+                flight.copy = self._copy_of(flight.session)
+                self._copies.keep(id, flight.copy, flight.pending)
+        except (SessionNotFound, CorruptSession) as error:
+            flight.error = error
+            self._copies.drop(id)
+        except Exception as error:  # noqa: BLE001 - callers get what the storage raises
+            flight.error = error
+        finally:
+            self._copies.end(digest, flight.pending)
+            self._loads.discard(flight)
+            if self._flights.get(digest) is flight:
+                del self._flights[digest]
+
+    def _copy_of(self, session: Session[D]) -> Copy:
+        payload, deadline = encode(session, self._codec)
+        end = math.inf if deadline == NO_DEADLINE else deadline
+        return Copy(payload, session.digest, session.revision, session.principal, end)
+
+    def _decoded(self, found: Copy, id: str) -> Session[D] | None:
+        """A session from a copy; None if the codec does not read what it wrote."""
+        try:
+            session = self._decode(found.payload)
+        except Exception:  # noqa: BLE001 - a codec of the application's own raises anything
+            return None
+        if session.id != found.digest:
+            return None
+        session.id = id
+        session.revision = found.revision
+        return session
+
+    @contextmanager
+    def _writing(self, digest: str) -> Iterator[Pending]:
+        write = self._copies.begin(digest)
+        try:
+            yield write
+        except BaseException:
+            self._copies.note(digest, DELETED)
+            raise
+        finally:
+            self._copies.end(digest, write)
+
+    @contextmanager
+    def _deleting(self, digest: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._copies.note(digest, DELETED)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosed("the storage is closed")
+
+
+class IndexedNearCache(NearCache[D], IndexedStorage[D], Generic[D]):
+    """A `NearCache` over a storage that finds the sessions of a principal."""
+
+    _storage: IndexedStorage[D]
+
+    async def list(self, principal: str) -> builtins.list[SessionInfo[D]]:
+        """See `IndexedStorage.list`. Asks the storage each time."""
+        self._check_open()
+        return await self._storage.list(principal)
+
+    async def count(self, principal: str) -> int:
+        """See `IndexedStorage.count`. Asks the storage each time."""
+        self._check_open()
+        return await self._storage.count(principal)
+
+    async def revoke(self, principal: str, digest: str) -> bool:
+        """See `IndexedStorage.revoke`."""
+        self._check_open()
+        check_digest(digest)
+        with self._deleting(digest):
+            return await self._storage.revoke(principal, digest)
+
+    async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
+        """See `IndexedStorage.revoke_all`."""
+        self._check_open()
+        with self._copies.deleting_of(principal, keep):
+            return await self._storage.revoke_all(principal, keep=keep)
+
+    async def trim(self, principal: str, most: int, *, keep: str) -> int:
+        """See `IndexedStorage.trim`."""
+        self._check_open()
+        with self._copies.deleting_of(principal, keep):
+            return await self._storage.trim(principal, most, keep=keep)
+
+
+def _attributes(storage: Storage[D]) -> tuple[Codec[D], int]:
+    """The codec of a storage, and its TTL in milliseconds.
+
+    Raises:
+        TypeError: It does not tell them.
+    """
+    codec, ttl = getattr(storage, "codec", None), getattr(storage, "ttl", None)
+    if codec is None or ttl is None:
+        name = type(storage).__name__
+        message = f"a storage under a NearCache has the attributes codec and ttl; {name} has not"
+        raise TypeError(message)
+    check_codec(codec)
+    return codec, milliseconds(ttl, "ttl")

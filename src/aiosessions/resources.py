@@ -1,0 +1,262 @@
+"""Live resources of sessions, such as open connections, on the replica that has them.
+
+Invariants:
+
+- A session has at most one resource here at a time, and one task owns it (_held.py).
+- Resources that are being opened or closed count towards `max_open`.
+- A resource is used only by callers for whom `SessionManager.get` has found the session just now.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Generic, Self
+
+import anyio
+import msgspec
+from msgspec import UNSET
+
+from ._background import spawn
+from ._held import Held, R
+from ._principals import Owner, check_owner, check_owner_type
+from .errors import (
+    CorruptSession,
+    SessionNotFound,
+    StorageClosed,
+    StorageUnavailable,
+)
+from .manager import SessionManager
+from .record import NOT_FOUND
+from .session import D, Session, session_digest
+from .storage import AnnouncingStorage, StorageListener, check_count, milliseconds
+
+_CHECKS_PER_TTL = 4
+
+
+class ResourceStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of `SessionResources`: the state now, and counts since it was made.
+
+    Attributes:
+        open: The resources that are open, or are being opened or closed.
+        in_use: Those that someone uses.
+        closed: How often a resource was opened and closed again.
+        failed: How often opening or closing has failed.
+    """
+
+    open: int
+    in_use: int
+    closed: int
+    failed: int
+
+
+class SessionResources(StorageListener, Generic[R, D]):
+    """Keeps a live object for each session in use: a connection, a stream, the context of a model.
+
+    Another replica, or this one after a restart, opens the resource again from the session's data.
+    A resource is closed when its session was deleted, revoked or rotated away, or has expired; when
+    it was not used for `idle`; to make room for another one; and by `aclose`.
+
+    With a storage that announces changes, the end of a session is noticed at once; else by the
+    next `use`, or while the resource is in use, by a check. Each `use` loads the session, so put a
+    `NearCache` under the manager. While a resource is in use, its session is loaded from time to
+    time, so it does not expire: once per `max_staleness` of the cache, or four times per TTL.
+
+    Runs wherever the storage does. Use it as an async context manager, or call `aclose`.
+
+    Args:
+        sessions: The sessions; borrowed.
+        open: Opens the resource of a session. An async function that gets the session.
+        close: Closes a resource. An async function; its errors are logged.
+        max_open: The most resources to keep open. The longest unused goes first.
+        idle: The time after which an unused resource is closed; at most the TTL counts. As for all
+            durations: seconds or a timedelta.
+
+    Raises:
+        ValueError, TypeError: `max_open` or `idle` is not positive, or has a wrong type.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionManager[D],
+        open: Callable[[Session[D]], Awaitable[R]],
+        close: Callable[[R], Awaitable[object]],
+        *,
+        max_open: int,
+        idle: float | timedelta,
+    ) -> None:
+        check_count(max_open, "max_open")
+        self._sessions = sessions
+        self._open = open
+        self._close = close
+        self._max_open = max_open
+        self._idle = milliseconds(idle, "idle") / 1000
+        storage = sessions.storage
+        ttl: float | None = getattr(storage, "ttl", None)
+        if ttl is not None:
+            self._idle = min(self._idle, ttl)
+        # A storage of another maker may not tell its TTL.
+        staleness: float | None = getattr(storage, "max_staleness", None)
+        # Half, because a check may meet a copy that is nearly stale, which has renewed nothing.
+        self._check_every = staleness / 2 if staleness else (ttl or self._idle) / _CHECKS_PER_TTL
+        # By digest, the least recently used first.
+        self._held: OrderedDict[str, Held[R, D]] = OrderedDict()
+        self._closed = self._failed = 0
+        self._stopped = False
+        self._stop_listening: Callable[[], None] | None = None
+        if isinstance(storage, AnnouncingStorage):
+            self._stop_listening = storage.listen(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def statistics(self) -> ResourceStatistics:
+        """Count resources."""
+        return ResourceStatistics(
+            open=len(self._held),
+            in_use=sum(each.users > 0 for each in self._held.values()),
+            closed=self._closed,
+            failed=self._failed,
+        )
+
+    @asynccontextmanager
+    async def use(
+        self, id: str, *, principal: Owner = UNSET, cancel: bool = False
+    ) -> AsyncIterator[R]:
+        """Use the resource of a session for the length of the block; open it if it is not open.
+
+        Any number of callers at one time share it. Cancelling one of them cancels no other.
+
+        Args:
+            id: The session's id.
+            principal: As for `SessionManager.get`.
+            cancel: Whether to cancel the block when the session ends. By default the block goes on,
+                and the resource is closed after it.
+
+        Raises:
+            SessionNotFound: The session does not exist, or belongs to another principal; with
+                `cancel`, also when it has ended during the block.
+            StorageUnavailable: The storage cannot be reached, or `max_open` resources are in use.
+            StorageClosed: `aclose` was called.
+            Exception: The resource cannot be opened. Each caller that waits for it gets the error;
+                the next one tries again.
+        """
+        check_owner_type(principal)
+        held = await self._take(id, principal)
+        with anyio.CancelScope() as scope:
+            tied = scope if cancel else None
+            try:
+                held.enter(tied)
+                await held.ready.wait()
+                if held.error is not None:
+                    raise held.error
+                yield held.resource
+            finally:
+                held.leave(tied)
+        if scope.cancelled_caught:
+            self._check_open()
+            raise SessionNotFound(NOT_FOUND)
+
+    async def aclose(self) -> None:
+        """Close every resource, those in use after their last user has left. Twice is fine.
+
+        Blocks of `use` with `cancel` are cancelled.
+        """
+        self._stopped = True
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+        for held in tuple(self._held.values()):
+            held.end()
+        for held in tuple(self._held.values()):
+            await held.closed.wait()
+
+    # The storage announces changes.
+
+    def changed(self, digest: str, revision: str) -> None:
+        """See `StorageListener.changed`."""
+        del revision  # a rotation writes, too
+        held = self._held.get(digest)
+        if held is not None:
+            held.suspect()
+
+    def interrupted(self) -> None:
+        """See `StorageListener.interrupted`."""
+
+    def resumed(self) -> None:
+        """See `StorageListener.resumed`. Checks only sessions in use, because a check renews."""
+        for held in self._held.values():
+            if held.users:
+                held.suspect()
+
+    async def _take(self, id: str, principal: Owner) -> Held[R, D]:
+        """Find or make the resource of a session, with the caller among its users."""
+        while True:
+            self._check_open()
+            try:
+                session = await self._sessions.get(id)
+            except (SessionNotFound, CorruptSession):
+                held = self._held.get(session_digest(id))
+                if held is not None:
+                    held.end()
+                raise
+            check_owner(session, principal)
+            self._check_open()
+            digest = session.digest
+            held = self._held.get(digest)
+            if held is not None and held.closing:
+                await held.closed.wait()
+                continue
+            if held is None:
+                if len(self._held) >= self._max_open:
+                    await self._make_room()
+                    continue
+                held = self._held[digest] = Held(
+                    self._sessions, session, idle=self._idle, check_every=self._check_every
+                )
+                held.users = 1
+                held.task = spawn(partial(self._keep, held, digest), "aiosessions: resource")
+            else:
+                held.users += 1
+                self._held.move_to_end(digest)
+            held.found(session)
+            return held
+
+    async def _make_room(self) -> None:
+        """Wait until a resource that is not in use is closed.
+
+        Raises:
+            StorageUnavailable: All are in use.
+        """
+        unused = [each for each in self._held.values() if not each.users]
+        if not unused:
+            raise StorageUnavailable(f"all {self._max_open} resources are in use")
+        victim = next((each for each in unused if each.closing), unused[0])
+        victim.retire()
+        await victim.closed.wait()
+
+    async def _keep(self, held: Held[R, D], digest: str) -> None:
+        """Run the life of a resource."""
+        try:
+            await held.live(self._open, self._close)
+        finally:
+            held.closing = True
+            del self._held[digest]
+            self._closed += held.error is None
+            self._failed += held.close_failed or held.error is not None
+            held.ready.set()
+            held.closed.set()
+
+    def _check_open(self) -> None:
+        if self._stopped:
+            raise StorageClosed("the resources are closed")
