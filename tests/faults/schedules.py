@@ -3,15 +3,19 @@
 import random
 from typing import Any, Final, NamedTuple
 
-from aiosessions.redis._commands import SET, Template, getex
-from aiosessions.redis._scripts import STORE_UNCHANGED
+from aiosessions.redis._commands import Template, getex
+from aiosessions.redis._scripts import CONDITIONS, STORE, STORE_UNCHANGED
+from aiosessions.storage import When
 
-_SET_WORDS: Final = (b"record", b"60000")
+_ALWAYS: Final = CONDITIONS[When.ALWAYS]
+_UNCHANGED: Final = CONDITIONS[When.UNCHANGED]
+_WORDS: Final = (b"record", b"60000", b"0", b"1")
 CALLS: Final[dict[str, tuple[Template, tuple[bytes, ...]]]] = {
     "load": (getex(60_000), ()),
-    "store": (SET, _SET_WORDS),
-    "store_asking": (SET, _SET_WORDS),
-    "compare_and_set": (STORE_UNCHANGED.plain, (b"unchanged", *_SET_WORDS, b"0", b"1")),
+    "load_asking": (getex(60_000), ()),
+    "store": (STORE.plain, (_ALWAYS, *_WORDS)),
+    "store_asking": (STORE.plain, (_ALWAYS, *_WORDS)),
+    "compare_and_set": (STORE_UNCHANGED.plain, (_UNCHANGED, *_WORDS)),
 }
 _SHARES: Final = (1.0, 1.0, 1.0, 0.3)  # parts of the timeout; a verb may send several commands
 # The steps: name, weight, arguments to choose from.
@@ -19,7 +23,8 @@ _Kind = tuple[str, float, tuple[Any, ...]]
 _CALM: Final[tuple[_Kind, ...]] = (
     ("load", 5, _SHARES),
     ("store", 5, _SHARES),
-    ("store_asking", 1, _SHARES),
+    ("load_asking", 0.5, _SHARES),
+    ("store_asking", 0.5, _SHARES),
     ("compare_and_set", 3, _SHARES),
     ("cancel", 4, (0, 0, 1, 2)),  # the caller, counted from the latest
     ("answer", 5, ("all",)),  # serve and deliver

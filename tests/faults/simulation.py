@@ -174,7 +174,7 @@ class Simulation:
                 self._router.deadline()
                 caller.deadline = self.loop.now + step.argument * _TIMEOUT
                 command = template.fill(caller.deadline, b"%d" % number, *words)
-                if step.name == "store_asking":
+                if step.name.endswith("_asking"):
                     command.ask()
                 reply = await self._router.call(command)
                 caller.result = reply.strip() if isinstance(reply, bytes) else b"%d" % reply
@@ -245,7 +245,7 @@ class Simulation:
 
     def _judge(self, caller: Caller) -> None:
         number, result, applied = caller.number, caller.result, self.server.applied[caller.number]
-        writes, done = caller.name != "load", isinstance(result, bytes)
+        writes, done = not caller.name.startswith("load"), isinstance(result, bytes)
         failed, in_doubt = isinstance(result, SessionError), getattr(result, "in_doubt", False)
         calm = self._faults == 0 and self._connection.connects <= 1
         calm = calm and caller.late < 0 and "too many" not in str(result)

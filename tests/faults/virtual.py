@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import hiredis
 from redis.exceptions import AuthenticationError
 
+from aiosessions.redis._scripts import CONDITIONS
+from aiosessions.storage import When
+
 
 class Patch(NamedTuple):
     """A bug for a copy of the library: another text for one that a module has once."""
@@ -152,10 +155,9 @@ class Server:
         if name == b"GETEX":
             record = b"%d" % number + b" " * (number % 4 * 50)
             return b"$%d\r\n%b\r\n" % (len(record), record)
-        if name == b"SET":
-            self.applied[number] += 1
-            return b"+%d\r\n" % number
-        self.applied[number] = 1  # a compare-and-set cannot succeed a second time
+        # A compare-and-set cannot succeed a second time.
+        again = CONDITIONS[When.UNCHANGED] not in command
+        self.applied[number] = self.applied[number] + 1 if again else 1
         return b":%d\r\n" % number
 
     def answer(self) -> bool:
