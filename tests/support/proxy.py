@@ -17,7 +17,8 @@ Rules:
   of the message, or raises `Cut` or `Reset`. Until then, later messages in that direction wait.
 - When `async with` ends, every connection is closed and every task has ended.
 
-A push message belongs to no request. SUBSCRIBE, MONITOR and CLIENT REPLY are not supported.
+A push message, or a message of a channel, belongs to no request. MONITOR, CLIENT REPLY and
+SUBSCRIBE to several channels are not supported.
 `proxy_process` runs a proxy in a separate process.
 """
 

@@ -146,6 +146,25 @@ async def test_push_message_is_not_a_reply(proxy: FaultProxy, valkey: Server) ->
     writer.close()
 
 
+async def test_silent_subscription_loses_announcements(proxy: FaultProxy, valkey: Server) -> None:
+    """Announcements pass, as no reply to a request, unless their connection is silent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"*2\r\n$9\r\nSUBSCRIBE\r\n$4\r\nnews\r\n")
+    await reader.readuntil(b":1\r\n")
+    (tunnel,) = proxy.tunnels
+    with valkey.client() as direct:
+        for tunnel.silent, message in ((False, "first"), (True, "second"), (False, "third")):
+            before = proxy.counts.bytes_out
+            direct.publish("news", message)
+            await until(lambda: proxy.counts.bytes_out > before)  # noqa: B023
+    heard = await reader.readuntil(b"third\r\n")
+    writer.close()
+
+    assert tunnel.subscribed
+    assert b"first" in heard
+    assert b"second" not in heard
+
+
 async def test_stall_holds_and_loses_nothing(proxy: FaultProxy, valkey: Server) -> None:
     """`stall` holds all messages, and they pass after `resume`."""
     async with client(proxy) as redis:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tests.support.proxy import FaultProxy
 
 _CHUNK = 64 * 1024
+# Messages without a request: in RESP3, and in RESP2. The answer to SUBSCRIBE only looks like one.
+_PUSHES = b">", b"*3\r\n$7\r\nmessage\r\n"
+_SUBSCRIBED = b">3\r\n$9\r\nsubscribe\r\n"
 
 
 class Cut(Exception):
@@ -64,13 +67,19 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Tunnel:
-    """A connection of a client, with its connection to the server."""
+    """A connection of a client, with its connection to the server.
+
+    Attributes:
+        subscribed: Whether the client has subscribed to a channel.
+        silent: Whether to drop everything that the server sends.
+    """
 
     def __init__(self, proxy: "FaultProxy", client: Streams, server: Streams) -> None:
         self._proxy = proxy
         self._from_client, self._to_client = client
         self._from_server, self._to_server = server
         self._in_flight: deque[Exchange] = deque()
+        self.subscribed = self.silent = False
         self._client_waits = False
         self._reset = False
         self._pumps: asyncio.Future[list[None]] | None = None
@@ -126,6 +135,7 @@ class Tunnel:
                 exchange, faults = self._proxy.exchange(self, request)
                 message = await _apply(faults, exchange)
                 if message:
+                    self.subscribed = self.subscribed or exchange.name == "SUBSCRIBE"
                     self._in_flight.append(exchange)
                     self._send(self._to_server, message)
             counts.most_in_flight = max(counts.most_in_flight, len(self._in_flight))
@@ -138,11 +148,13 @@ class Tunnel:
         while chunk := await self._from_server.read(_CHUNK):
             await self._proxy.flowing()
             self._proxy.counts.bytes_out += len(chunk)
+            if self.silent:
+                continue
             if not self._proxy.inspects:
                 self._send(self._to_client, chunk)
             for reply in framer.feed(chunk) if self._proxy.inspects else ():
                 message = reply
-                if not reply.startswith(b">"):
+                if not reply.startswith(_PUSHES) or reply.startswith(_SUBSCRIBED):
                     self._client_waits = False
                     self._proxy.counts.replies += 1
                     exchange = self._in_flight.popleft()
@@ -153,6 +165,8 @@ class Tunnel:
         raise Cut
 
     def _send(self, writer: asyncio.StreamWriter, message: bytes) -> None:
+        if writer.is_closing():
+            return
         if self._proxy.delay:
             asyncio.get_running_loop().call_later(self._proxy.delay, writer.write, message)
         else:
