@@ -9,7 +9,8 @@
 - `nemesis` breaks the servers. `scenarios` lists its faults, and the errors that they may cause.
 - `run` puts servers, load and nemesis together.
 - `checker` reads the history, and reports contradictions and losses. It does no I/O.
-- `owners` is the part of `checker` for lists and revocations.
+- `judge` is the part of `checker` that all kinds of sessions share, `owners` the one for lists and
+  revocations.
 - `simulation` runs schedules of calls and faults in virtual time. `schedules` draws them, and
   `virtual` is their event loop and server.
 - `report` keeps results as JSON, and updates docs/reliability.md.

@@ -21,12 +21,13 @@ Rules:
   contradiction between a call before and a call after it, but never between two calls that were
   both before it or both after it.
 - A write that was known to be replicated is never lost.
+- A load through a cache may find data that was current at some time within `max_staleness` before
+  the load began, but never less than the writes of its own process.
 """
 
 import bisect
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from .history import (
@@ -35,30 +36,16 @@ from .history import (
     DELETE,
     LIST,
     LOAD,
-    MAX_REPLICATION_LAG,
     PRESENT,
     UNCHANGED,
     Event,
     Found,
     cause,
 )
+from .judge import Judge, Verdict
 from .owners import judge_owners
 
 _REFUSALS = ("SessionNotFound", "SessionConflict", "SessionExists")
-
-
-@dataclass
-class Verdict:
-    """The findings of the checker."""
-
-    calls: int = 0
-    acknowledged: int = 0  # writes and deletes
-    errors: Counter[str] = field(default_factory=Counter)  # unavailable without doubt, by cause
-    doubts: Counter[str] = field(default_factory=Counter)  # unavailable in doubt, by cause
-    applied: int = 0  # writes in doubt that turned out to be applied
-    wrong: list[str] = field(default_factory=list)  # contradictions of a promise
-    lost: list[str] = field(default_factory=list)  # acknowledged writes and deletes
-    latest: float = 0.0  # the longest time from a deadline to the end of its call, in seconds
 
 
 def check(
@@ -103,68 +90,7 @@ def check(
     return verdict
 
 
-@dataclass
-class _Judge:
-    """The judgement of one session; the common part of both kinds."""
-
-    verdict: Verdict
-    id: str
-    events: list[Event]
-    final: Found | None
-    loses: tuple[float, float] | None
-    survivor: Found | None
-
-    def __post_init__(self) -> None:
-        self.events = sorted(self.events, key=lambda event: event.start)
-        self.attempts = {e.token: e for e in self.events if e.verb not in (LOAD, DELETE)}
-        self.acknowledged = {token for token, event in self.attempts.items() if event.ok}
-        self.doubted = {token for token, event in self.attempts.items() if event.in_doubt}
-        found = {event.token for event in self.events if event.verb == LOAD and event.ok}
-        if self.final:
-            found.add(self.final.token)
-        self.found = {token for token in found if self._is_explained(token)}
-
-    def _wrong(self, what: str) -> None:
-        self.verdict.wrong.append(f"{self.id[:8]}: {what}")
-
-    def _lost(self, event: Event, what: str) -> None:
-        """Count a lost write. It is also wrong, unless it was acknowledged during the fault."""
-        self.verdict.lost.append(f"{self.id[:8]}: {what}")
-        if self.loses:
-            begin, end = self.loses
-            if not begin - MAX_REPLICATION_LAG <= event.end <= end:
-                self._wrong(f"{what}, and lost without a reason")
-
-    def _unexplained(self, what: str, event: Event, contradicted: Event | None) -> None:
-        """Report a contradiction, unless a fault between the events may have lost a write."""
-        both = (event, contradicted or event)
-        if self.loses is None or (
-            max(each.end for each in both) < self.loses[0]
-            or min(each.start for each in both) > self.loses[1]
-        ):
-            self._wrong(f"{event.verb}: {what}")
-
-    def _last_before(self, event: Event, matches: Callable[[Event], bool]) -> Event | None:
-        """The last event that ended before this one began, of those that match."""
-        past = (each for each in self.events if each.end < event.start and matches(each))
-        return max(past, key=lambda each: each.start, default=None)
-
-    def _is_explained(self, token: str) -> bool:
-        """Whether an attempt that may have been applied explains a token that was found."""
-        if token in self.acknowledged or token in self.doubted:
-            return True
-        attempt = self.attempts.get(token)
-        if attempt is None:
-            writer = "no client wrote it"
-        elif attempt.unavailable:
-            writer = f"its write failed without doubt: {cause(attempt.message)}"
-        else:
-            writer = "its write was refused"
-        self._wrong(f"{token!r} was found, but {writer}")
-        return False
-
-
-class _Chain(_Judge):
+class _Chain(Judge):
     """A session that is only changed by compare-and-set."""
 
     def judge(self) -> None:
@@ -181,6 +107,8 @@ class _Chain(_Judge):
         self._judge_answers()
         self._judge_order()
         self._judge_end()
+        if self.removal and not self.created_late:
+            self._measure_copies(self.removal)
 
     def _path(self, token: str) -> list[str]:
         """The writes from this one back to the first."""
@@ -201,6 +129,14 @@ class _Chain(_Judge):
                 self._wrong("a write replaced data that no client wrote")
             depths.update((each, depth) for depth, each in enumerate(reversed(path), 1))
         return depths
+
+    def _measure_copies(self, removal: Event) -> None:
+        """Note for how long loads found copies of a session that was deleted."""
+        for event in self.events:
+            if event.staleness and event.ok and not self._may_be_undone(removal, event):
+                name = "outlived" if event.announced else "outlived_unannounced"
+                longest = max(getattr(self.verdict, name), event.start - removal.end)
+                setattr(self.verdict, name, longest)
 
     def _judge_updates(self) -> None:
         """Report two writes that replace the same one."""
@@ -234,7 +170,7 @@ class _Chain(_Judge):
                     self._unexplained("deleted, and back", event, deletion)
 
     def _must_exist(self, event: Event) -> bool:
-        created = any(each.ok and each.end < event.start for each in self.creations)
+        created = any(each.ok and event.follows(each) for each in self.creations)
         removed = any(
             each is not event and each.start < event.end and (each.existed or each.in_doubt)
             for each in self.deletes
@@ -256,21 +192,30 @@ class _Chain(_Judge):
             self._judge_order_of(seen)
         else:
             self._judge_order_of([event for event in seen if event.end < self.loses[0]])
-            self._judge_order_of([event for event in seen if event.start > self.loses[1]])
+            self._judge_order_of([event for event in seen if event.since > self.loses[1]])
         for event in seen:
             if event.count != self.depths[event.token] - 1:
                 self._wrong(f"{event.verb}: changed {event.count} times, not once by each write")
 
     def _judge_order_of(self, events: list[Event]) -> None:
-        seen = sorted((event.end, self.depths[event.token]) for event in events)
-        ends = [end for end, _ in seen]
-        deepest = list(accumulate((reached for _, reached in seen), max))
+        everything = self._seen(events)
+        own = {
+            process: self._seen(e for e in events if e.process == process and e.verb != LOAD)
+            for process in {event.process for event in events}
+        }
         for event in events:
-            before = bisect.bisect_left(ends, event.start)
             # A write, unlike a load, must be newer than everything seen before.
             reached = self.depths[event.token] - (event.verb != LOAD)
-            if before and reached < deepest[before - 1]:
+            before = everything(event.since), own[event.process](event.start)
+            if reached < max(before):
                 self._wrong(f"{event.verb}: older than the data seen before")
+
+    def _seen(self, events: Iterable[Event]) -> Callable[[float], int]:
+        """A function that returns the depth of what these events had seen before a time."""
+        seen = sorted((event.end, self.depths[event.token]) for event in events)
+        ends = [end for end, _ in seen]
+        deepest = [0, *accumulate((reached for _, reached in seen), max)]
+        return lambda time: deepest[bisect.bisect_left(ends, time)]
 
     def _judge_end(self) -> None:
         if self.final is None:
@@ -298,7 +243,7 @@ class _Chain(_Judge):
                 )
 
 
-class _Register(_Judge):
+class _Register(Judge):
     """A session that one client overwrites without a condition, one write after the other.
 
     A write in doubt may be applied at any later time: a server that hung may execute commands that

@@ -24,6 +24,7 @@ from redis.credentials import CredentialProvider
 
 from aiosessions import (
     IndexedStorage,
+    NearCache,
     RedisStorage,
     Session,
     SessionError,
@@ -197,7 +198,11 @@ class RecordingStorage(IndexedStorage[Any]):
         """Leave the storage open, because the clients of a process share it."""
 
     def _event(self, verb: str, id: str) -> Event:
-        return Event(verb=verb, id=id, client=self.number, start=time.monotonic(), end=0.0)
+        event = Event(verb=verb, id=id, client=self.number, start=time.monotonic(), end=0.0)
+        if verb == LOAD and isinstance(self.storage, NearCache):
+            event.staleness = self.storage.max_staleness
+            event.announced = self.storage.statistics().announced
+        return event
 
     async def _recorded(self, event: Event, verb: Awaitable[Any]) -> Any:
         blocked = self.lag.total()
@@ -221,6 +226,8 @@ class RecordingStorage(IndexedStorage[Any]):
 
     def _end(self, event: Event, blocked: float) -> None:
         event.end = time.monotonic()
+        if event.announced and isinstance(self.storage, NearCache):
+            event.announced = self.storage.statistics().announced
         took = event.end - event.start - (self.lag.total() - blocked)
         event.late = round(max(0.0, took - self.timeout), 3)
         if event.late > _SLACK:

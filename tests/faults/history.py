@@ -28,6 +28,9 @@ ALWAYS = "always"
 
 LATE = "the server did not answer in time"
 
+CLIENTS = 1_000
+"""The numbers of clients that each process has."""
+
 MAX_REPLICATION_LAG = 0.5
 """Seconds between a write and its arrival at a replica."""
 
@@ -55,6 +58,8 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
     marked: bool = False  # the session written or found was rotated away
     origin: str = ""  # the digest of the session that a rotation moves to this id
     digests: list[str] = []  # the sessions of a list; the session that a revocation keeps
+    staleness: float = 0.0  # of a load through a cache: its `max_staleness`
+    announced: bool = False  # before and after the call, the cache got announcements
     late: float = 0.0  # seconds from the deadline to the end, without delays of the event loop
     flaws: list[str] = []  # broken promises that this call shows by itself
 
@@ -62,6 +67,24 @@ class Event(msgspec.Struct, array_like=True, omit_defaults=True):
     def ok(self) -> bool:
         """Whether the call succeeded."""
         return self.outcome == OK
+
+    @property
+    def since(self) -> float:
+        """The earliest time at which the result may have been right."""
+        return self.start - self.staleness
+
+    @property
+    def process(self) -> int:
+        """The process of the client."""
+        return self.client // CLIENTS
+
+    def follows(self, other: "Event") -> bool:
+        """Whether the other call had ended when this one began, and its effect was visible.
+
+        A cache shows the writes of its own process at once.
+        """
+        own = self.process == other.process and other.verb not in (LOAD, LIST)
+        return other.end < (self.start if own else self.since)
 
     @property
     def may_be_applied(self) -> bool:

@@ -59,6 +59,7 @@ stopped = _between(Server.stop, Server.start)
 killed = _between(Server.kill, Server.start)
 hanging = _between(Server.pause, Server.resume)
 disconnected = _between(_sends("CLIENT", "KILL", "TYPE", "normal"))
+unsubscribed = _between(_sends("CLIENT", "KILL", "TYPE", "pubsub"))
 # By default a server evicts nothing.
 out_of_memory = _between(
     _sends("CONFIG", "SET", "maxmemory", 1), _sends("CONFIG", "SET", "maxmemory", 0)
@@ -114,12 +115,12 @@ async def clock_step(run: Run) -> None:
 
 
 @asynccontextmanager
-async def _proxy(run: Run, timeout: float) -> AsyncIterator[FaultProxy]:
+async def _proxy(run: Run, timeout: float, **settings: Any) -> AsyncIterator[FaultProxy]:
     """A proxy under load, and its server."""
     with running(_VALKEY) as server:
         async with (
             FaultProxy(server.port) as proxy,
-            run.load(Endpoint(url=proxy.url), lambda: [server], timeout=timeout),
+            run.load(Endpoint(url=proxy.url), lambda: [server], timeout=timeout, **settings),
         ):
             yield proxy
 
@@ -165,6 +166,29 @@ async def half_open(run: Run) -> None:
             proxy.forgive()
 
 
+async def partition(run: Run, **settings: Any) -> None:
+    """Drop all announcements, new subscriptions included; in each second round, stall everything.
+
+    A subscription counts as lost after a timeout of silence.
+    """
+
+    async def silence(exchange: Exchange) -> bytes:
+        exchange.tunnel.silent = True
+        return exchange.message
+
+    async with _proxy(run, SHORT_TIMEOUT, **settings) as proxy:
+        async for number in run.rounds():
+            if number % 2:
+                proxy.stall()
+            else:
+                proxy.on_request("SUBSCRIBE", silence, times=math.inf)
+                for tunnel in proxy.tunnels:
+                    tunnel.silent = tunnel.subscribed
+            await asyncio.sleep(1.5 * SHORT_TIMEOUT)
+            proxy.forgive()
+            proxy.resume()
+
+
 async def password(run: Run) -> None:
     """Rotate a password: with an overlap, as it should be, and then without."""
     secrets = [f"fault-suite-password-{number}" for number in range(3)]
@@ -174,7 +198,8 @@ async def password(run: Run) -> None:
             Path(file.name).write_text(secret, "utf-8")
 
         def allow(*rules: str) -> None:
-            ask(server, "ACL", "SETUSER", USER, "on", "~session:*", "+@all", *rules)
+            rights = "~session:*", "&session:changes", "+@all"
+            ask(server, "ACL", "SETUSER", USER, "on", *rights, *rules)
 
         def disconnect() -> None:
             # Connections outlive a change of the password.
@@ -205,7 +230,7 @@ async def password(run: Run) -> None:
             await run.wait()
 
 
-def fail_over(*precaution: str) -> Happen:
+def fail_over(*precaution: str, **settings: Any) -> Happen:
     """Kill a master that has just lost its replica, which Sentinels then promote."""
 
     async def happen(run: Run) -> None:
@@ -215,7 +240,8 @@ def fail_over(*precaution: str) -> Happen:
             if precaution:
                 ask(master, "CONFIG", "SET", *precaution)
             endpoint = Endpoint(sentinels=servers.ports)
-            async with run.load(endpoint, lambda: [servers.master()], timeout=_LONG):
+            load = run.load(endpoint, lambda: [servers.master()], timeout=_LONG, **settings)
+            async with load:
                 run.broken()
                 # The replica cannot return, so the master accepts writes that it never replicates.
                 replica.pause()
@@ -228,13 +254,13 @@ def fail_over(*precaution: str) -> Happen:
     return happen
 
 
-async def cluster_death(run: Run) -> None:
+async def cluster_death(run: Run, **settings: Any) -> None:
     """Kill a master of a cluster, which its replica replaces."""
     with cluster(_VALKEY, masters=3, replicas=1) as nodes:
         master = nodes.masters()[0]
         (replica,) = nodes.replicas(master)
         endpoint = Endpoint(nodes=[node.port for node in nodes.nodes])
-        async with run.load(endpoint, nodes.masters, timeout=_LONG):
+        async with run.load(endpoint, nodes.masters, timeout=_LONG, **settings):
             run.broken()
             master.kill()
             await _promoted(run, replica)

@@ -15,6 +15,7 @@ Rules:
   Neither is a session that a rotation has made of it.
 - "Not found" needs a call that may have ended the session.
 - Each session that is stored at the end is in the index.
+- A load through a cache may see a session late, as `checker` says.
 - If a fault may lose writes, those that `checker` would count as lost may also be missing here:
   entries of the index, and revocations. In a cluster, an entry may be lost and its session not.
   A fault may also restore a session.
@@ -109,7 +110,7 @@ class _Life:
         restored = max((e.start for e in events if not e.marked and e.verb != LOAD), default=-inf)
         self.ended = [
             *(event for event in deletes if event.existed),
-            *(event for event in self.marks if event.ok and event.start > restored),
+            *(event for event in self.marks if event.ok and event.since > restored),
             *self.revoking(self.first),
         ]
         self.end = min(self.ended, key=lambda event: event.end, default=_NEVER)
@@ -155,18 +156,18 @@ class _Owner:
         if life.first_mark < listed.end:
             return False
         limit = self.loses[0] if self.loses and listed.end <= self.loses[1] else inf
-        return any(listed.end < event.start and event.end <= limit for event in life.seen)
+        return any(listed.end < event.since and event.end <= limit for event in life.seen)
 
     def _judge_life(self, life: _Life) -> Iterator[_Finding]:
         for event in life.missing:
-            if life.first.end < event.start and life.fragile > event.end:
+            if event.follows(life.first) and life.fragile > event.end:
                 yield life.id, "not found, but nothing ended it", life.first.end
         origin = self.lives.get(life.origin)
         for each in (life, origin):
             for revocation in life.revoking(each.first if each else _NEVER):
                 if each and each.id in revocation.digests:
                     continue
-                after = (event for event in life.seen if event.start > revocation.end)
+                after = (event for event in life.seen if event.follows(revocation))
                 # Only a rotation that succeeded tells the new id to a client, who then loads it.
                 if any(each is life or event.verb == LOAD for event in after):
                     yield life.id, "alive after its revocation", revocation.end

@@ -4,13 +4,15 @@ The text between two markers of the page is made from the committed JSON. A test
 up to date:
 
     <!-- faults --> results of the fault suite <!-- /faults -->
+    <!-- caches --> results of its scenarios with caches <!-- /caches -->
     <!-- soak --> results of the soak <!-- /soak -->
 """
 
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +24,7 @@ from .workload import LoadForm
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 FOLDER = PAGE.with_suffix("")
-_MARKED = re.compile(r"(<!-- (faults|soak) -->).*?(<!-- /\2 -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- (faults|caches|soak) -->).*?(<!-- /\2 -->)", re.DOTALL)
 _COLUMNS = (
     "fault",
     "calls",
@@ -32,6 +34,7 @@ _COLUMNS = (
     "acknowledged writes lost",
     "recovered after",
 )
+_CACHE_COLUMNS = (*_COLUMNS, "last load after a deletion")
 Runs = list[list[ScenarioResult]]
 
 
@@ -73,9 +76,16 @@ class SoakResults(msgspec.Struct):
 
 
 def save_faults(form: LoadForm, runs: Runs) -> None:
-    """Save the results and update the page."""
-    results = FaultResults(environment(), form, runs)
-    _save("faults", msgspec.json.format(msgspec.json.encode(results), indent=1).decode())
+    """Save the results, those of caches separately, and update the page."""
+    for name in ("faults", "caches"):
+        chosen = [[each for each in run if _is_of(name, each)] for run in runs]
+        if any(chosen):
+            results = FaultResults(environment(), form, chosen)
+            _save(name, msgspec.json.format(msgspec.json.encode(results), indent=1).decode())
+
+
+def _is_of(section: str, result: ScenarioResult) -> bool:
+    return result.name.startswith("cache-") == (section == "caches")
 
 
 def save_soak(results: SoakResults) -> None:
@@ -92,14 +102,18 @@ def _save(name: str, text: str) -> None:
 
 def rewritten(text: str) -> str:
     """The text of a page with everything between markers made again."""
-    sections = {"faults": _fault_section, "soak": _soak_section}
+    sections: dict[str, Callable[[], str]] = {
+        "faults": partial(_fault_section, "faults", _COLUMNS),
+        "caches": partial(_fault_section, "caches", _CACHE_COLUMNS),
+        "soak": _soak_section,
+    }
     return _MARKED.sub(lambda each: f"{each[1]}\n\n{sections[each[2]]()}\n\n{each[3]}", text)
 
 
 def plain(runs: Runs) -> str:
     """The table for a terminal: a block for each row, because errors are long."""
     return "\n\n".join(
-        "\n".join(f"{name + ':':<26}{cell}" for name, cell in zip(_COLUMNS, row, strict=True))
+        "\n".join(f"{name + ':':<26}{cell}" for name, cell in zip(_CACHE_COLUMNS, row, strict=True))
         for row in _rows(runs)
     )
 
@@ -126,7 +140,18 @@ def _row(name: str, results: list[ScenarioResult]) -> tuple[str, ...]:
         str(sum(result.wrong for result in results)),
         " + ".join(map(str, lost)) if any(lost) else "0",
         f"{statistics.median(took):.2f} s, at most {max(took):.2f} s" if took else "",
+        _outlived(results),
     )
+
+
+def _outlived(results: Sequence[ScenarioResult]) -> str:
+    """The longest time for which loads found a copy of a session that was deleted."""
+    kinds = {
+        "with announcements": max(result.outlived for result in results),
+        "without": max(result.outlived_unannounced for result in results),
+    }
+    longest = (f"{name} {seconds * 1000:.1f} ms" for name, seconds in kinds.items() if seconds)
+    return ", ".join(longest) or "none later"
 
 
 def _errors(counts: Iterable[dict[str, int]]) -> str:
@@ -142,12 +167,14 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def _fault_section() -> str:
-    results = msgspec.json.decode((FOLDER / "faults.json").read_bytes(), type=FaultResults)
+def _fault_section(name: str, columns: Sequence[str]) -> str:
+    path = FOLDER / f"{name}.json"
+    results = msgspec.json.decode(path.read_bytes(), type=FaultResults)
+    rows = (row[: len(columns)] for row in _rows(results.runs))
     form, count = results.form, len(results.runs)
     latest = max(result.latest for run in results.runs for result in run)
     return (
-        f"{_markdown(_COLUMNS, _rows(results.runs))}\n\n"
+        f"{_markdown(columns, rows)}\n\n"
         f"Totals of {count} runs, all passed, with {form.workers} processes of {form.clients} "
         f"clients each on {' and '.join(form.loops)}, and up to {form.rounds} faults in a run. The "
         f"latest call ended {latest * 1000:.0f} ms after its `timeout`. "

@@ -16,9 +16,10 @@ from aiosessions import new_session_id, session_digest
 from tests.support.loops import LOOPS
 from tests.support.servers import Server
 
-from .checker import Verdict, check
+from .checker import check
 from .client import Endpoint, LoopLag, RecordingStorage, open_storage
 from .history import LATE, LIST, LOAD, REVOKE_ALL, UNCHANGED, Event, Found, cause
+from .judge import Verdict
 from .worker import workers
 from .workload import LoadForm, prepare, shared_keys
 
@@ -63,6 +64,8 @@ class ScenarioResult(msgspec.Struct):
     recovery: list[float]  # for each fault, seconds until clients were served and errors stopped
     latest: float
     problems: list[str]  # broken expectations; empty if the scenario passed
+    outlived: float = 0.0
+    outlived_unannounced: float = 0.0
 
 
 class Run:
@@ -230,7 +233,8 @@ def unbridged(events: Sequence[Event]) -> Iterator[str]:
 def early(events: Iterable[Event], faults: Sequence[float], timeout: float) -> Iterator[str]:
     """The timeouts before the deadline of the call, in the first second of an outage.
 
-    Only a write in doubt may fail early. Its connection was replaced, so no reply can come.
+    Only a write in doubt may fail early: its connection was replaced, so no reply can come. A load
+    through a cache may have joined another one.
 
     Args:
         events: The calls of all clients.
@@ -241,10 +245,10 @@ def early(events: Iterable[Event], faults: Sequence[float], timeout: float) -> I
     for event in sorted(events, key=lambda event: event.end):
         if not event.unavailable or cause(event.message) != LATE:
             continue
-        fault = event.client // 1_000, sum(event.end > begin for begin in faults)
+        fault = event.process, sum(event.end > begin for begin in faults)
         outage = event.end - began.setdefault(fault, event.end)
         retried = event.verb in (LOAD, UNCHANGED) or not event.in_doubt
-        if retried and outage < _BRIDGE and event.end - event.start < timeout * 0.9:
+        if retried and outage < _BRIDGE and event.end - event.since < timeout * 0.9:
             yield f"{event.verb}: failed before its deadline"
 
 

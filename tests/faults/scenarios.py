@@ -1,6 +1,7 @@
 """The scenarios: the faults, and the errors and delays that each of them may cause."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from .history import LATE
@@ -18,9 +19,11 @@ from .nemesis import (
     killed,
     on_server,
     out_of_memory,
+    partition,
     password,
     resets,
     stopped,
+    unsubscribed,
 )
 from .run import Scenario
 
@@ -37,6 +40,8 @@ _READ_ONLY = "the server is a read-only replica"
 
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 _SLOW: Any = {"timeout": SHORT_TIMEOUT, "varies": SHORT_TIMEOUT}
+# Less than the time for which clients ask for a session that was deleted.
+_CACHED: Any = {"max_staleness": 0.1}
 
 SCENARIOS = {
     "calm": Scenario("none", on_server(nullcontext, 0.0), in_doubt=False),
@@ -91,6 +96,37 @@ SCENARIOS = {
     "cluster-death": Scenario(
         "Cluster: a master dies",
         cluster_death,
+        (*_LOST, LATE, "the cluster is down", _READ_ONLY),
+        promotes=True,
+    ),
+    "cache-calm": Scenario("none", on_server(nullcontext, 0.0, **_CACHED), in_doubt=False),
+    "cache-unsubscribed": Scenario(
+        "`CLIENT KILL TYPE pubsub`",
+        on_server(unsubscribed, 0.1, often=5, **_CACHED),
+        in_doubt=False,
+    ),
+    "cache-partition": Scenario(
+        "no announcements arrive, or nothing arrives", partial(partition, **_CACHED), (*_LOST, LATE)
+    ),
+    "cache-kill": Scenario(
+        "`SIGKILL`, restart after 0.5 s",
+        on_server(killed, 0.5, *_DURABLE, **_CACHED),
+        _LOST,
+        bridged=True,
+    ),
+    "cache-hang": Scenario(
+        "`SIGSTOP` and `SIGCONT`", on_server(hanging, 1.5, **_SLOW, **_CACHED), _LOST, certain=LATE
+    ),
+    "cache-sentinel": Scenario(
+        "Sentinel failover, the master having lost its replica",
+        fail_over(**_CACHED),
+        (*_LOST, LATE, _READ_ONLY),
+        certain=_REFUSED,
+        promotes=True,
+    ),
+    "cache-cluster": Scenario(
+        "Cluster: a master dies",
+        partial(cluster_death, **_CACHED),
         (*_LOST, LATE, "the cluster is down", _READ_ONLY),
         promotes=True,
     ),

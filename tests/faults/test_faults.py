@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from tests.faults import report
-from tests.faults.checker import Verdict, check
+from tests.faults.checker import check
 from tests.faults.history import (
     ABSENT,
     ALWAYS,
+    CLIENTS,
     DELETE,
     LATE,
     LOAD,
@@ -19,6 +20,7 @@ from tests.faults.history import (
     Event,
     Found,
 )
+from tests.faults.judge import Verdict
 from tests.faults.run import SHORT, early, execute, unbridged
 from tests.faults.scenarios import SCENARIOS, WITHOUT_AOF
 from tests.faults.soak import judge
@@ -31,7 +33,8 @@ COUNTS = {"b": 1, "c": 2, "d": 3, "e": 3, "f": 4}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["kill", "hang-staggered", "reset", "out-of-memory", "password", "clock"]
+    "name",
+    ["kill", "hang-staggered", "reset", "out-of-memory", "password", "clock", "cache-partition"],
 )
 async def test_fault_breaks_no_promise(name: str) -> None:
     """No reply is wrong, no write is lost, errors name the cause, and the recovery is quick."""
@@ -76,6 +79,11 @@ def changed(**more: Any) -> History:
     history = History().add(ABSENT, "a").add(LOAD, "a").add(UNCHANGED, "b", "a")
     history.add(UNCHANGED, "c", "b", **IN_DOUBT | more).add(LOAD, "c")
     return history.add(UNCHANGED, "d", "b", **CONFLICT).add(UNCHANGED, "e", "c")
+
+
+def created() -> History:
+    """A new session."""
+    return History().add(ABSENT, "a")
 
 
 def deleted() -> History:
@@ -158,6 +166,55 @@ def test_seeded_anomaly_is_wrong(
     assert any(what in each for each in wrong), wrong
 
 
+@pytest.mark.parametrize(
+    ("make", "event", "more", "least", "what"),
+    [
+        (changed, (LOAD, "c"), {}, 1, "older"),  # "e" was acknowledged a second ago
+        (deleted, (LOAD, "e"), {}, 7, "back"),  # the session was deleted seven seconds ago
+        (created, (LOAD,), MISSING, 1, "no client deleted"),
+    ],
+)
+def test_cache_is_late_within_its_bound(
+    make: Make, event: tuple[str, ...], more: dict[str, Any], least: int, what: str
+) -> None:
+    """A load finds the past of other processes, up to `max_staleness`, and none of its own."""
+    for client, staleness, right in (
+        (CLIENTS, least + 0.5, True),
+        (CLIENTS, least - 0.5, False),
+        (0, least + 0.5, False),
+    ):
+        late: dict[str, Any] = more | {"client": client, "staleness": staleness}
+        wrong = make().add(*event, **late).judge(ENDS.get(make, "a")).wrong
+        assert any(what in each for each in wrong) is not right
+        assert right is not bool(wrong)
+
+
+@pytest.mark.parametrize(
+    ("event", "what"),
+    [
+        ((LOAD, "x"), "no client wrote it"),
+        ((LOAD, "d"), "was refused"),
+        ((UNCHANGED, "x", "c"), "2 writes over"),
+    ],
+)
+def test_staleness_explains_nothing_else(event: tuple[str, ...], what: str) -> None:
+    """A cache shows nothing but writes, and a save over a stale copy is a lost update."""
+    history = changed().add(*event, client=CLIENTS, staleness=100)
+
+    assert any(what in each for each in history.judge("e").wrong)
+
+
+def test_loads_after_deletion_are_timed() -> None:
+    """The longest time counts, separately with announcements and without."""
+    history = deleted()
+    for announced in (False, True, True):
+        history.add(LOAD, "e", client=CLIENTS, staleness=100, announced=announced)
+    verdict = history.judge()
+
+    assert (verdict.outlived, verdict.outlived_unannounced) == (11, 7)
+    assert deleted().judge().outlived == 0
+
+
 @pytest.mark.parametrize("in_doubt", [True, False])
 def test_only_writes_in_doubt_explain(*, in_doubt: bool) -> None:
     """A delete in doubt explains a missing session, and a change in doubt a conflict."""
@@ -231,15 +288,16 @@ def test_bridged_outage_allows_only_doubts(verb: str, allowed: tuple[int, ...]) 
 
 
 def test_timeout_before_the_deadline_is_wrong() -> None:
-    """It is right for a write in doubt, and after the first second of an outage."""
+    """It is right for a write in doubt, after a second of outage, and if a load joined another."""
 
-    def is_early(verb: str, start: float, end: float, *, in_doubt: bool) -> bool:
+    def is_early(verb: str, start: float, end: float, *, in_doubt: bool, **more: Any) -> bool:
         history = History().add(ABSENT, start=10.0, end=10.5, **IN_DOUBT)
-        history.add(verb, start=start, end=end, **IN_DOUBT | {"in_doubt": in_doubt})
+        history.add(verb, start=start, end=end, **IN_DOUBT | more | {"in_doubt": in_doubt})
         return bool([*early(history, [10.0], timeout=0.5)])
 
     assert is_early(LOAD, 10.4, 10.6, in_doubt=False)
     assert not is_early(LOAD, 10.0, 10.5, in_doubt=False)
+    assert not is_early(LOAD, 10.4, 10.6, in_doubt=False, staleness=0.3)
     assert not is_early(LOAD, 11.4, 11.41, in_doubt=False)
     assert not is_early(ABSENT, 10.4, 10.6, in_doubt=True)
 

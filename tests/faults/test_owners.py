@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Verdict, check
+from tests.faults.checker import check
 from tests.faults.history import (
     ABSENT,
+    CLIENTS,
     DELETE,
     LATE,
     LIST,
@@ -17,6 +18,7 @@ from tests.faults.history import (
     Event,
     Found,
 )
+from tests.faults.judge import Verdict
 from tests.faults.run import exposed_ids
 
 MISSING: dict[str, Any] = {"outcome": "SessionNotFound"}
@@ -160,3 +162,13 @@ def test_scan_finds_ids() -> None:
     one, other = (f"{number}" * 40 for number in (1, 2))
 
     assert exposed_ids({"", one, other}, f"0{one}0".encode()) == {one}
+
+
+@pytest.mark.parametrize(
+    ("client", "staleness", "right"), [(CLIENTS, 7.5, True), (CLIENTS, 6.5, False), (0, 7.5, False)]
+)
+def test_revoked_session_leaves_caches(client: int, staleness: float, *, right: bool) -> None:
+    """A cache of another process may show it for `max_staleness`."""
+    history = revoked().add(LOAD, "c", client=client, staleness=staleness)
+
+    assert bool(history.judge("a").wrong) is not right

@@ -19,11 +19,11 @@ from unittest import mock
 
 import msgspec
 
-from aiosessions import SessionNotFound
+from aiosessions import IndexedStorage, NearCache, SessionNotFound
 from tests.support.loops import LOOPS
 
 from .client import Endpoint, LoopLag, RecordingStorage, open_storage
-from .history import Event, cause
+from .history import CLIENTS, Event, cause
 from .workload import LoadClient, LoadForm, WorkerSettings
 
 _ROOT = Path(__file__).parents[2]
@@ -151,10 +151,15 @@ async def main(settings: WorkerSettings) -> None:
     timeout, ttl = settings.timeout, settings.ttl
     async with open_storage(
         settings.endpoint, timeout=timeout, ttl=ttl, connections=connections
-    ) as storage:
+    ) as remote:
+        storage: IndexedStorage[Any] = remote
+        if settings.max_staleness:
+            cache = NearCache[Any](remote, max_staleness=settings.max_staleness)
+            assert isinstance(cache, IndexedStorage)
+            storage = cache
         with suppress(SessionNotFound):
             await storage.load("connect")
-        first = settings.worker * 1_000
+        first = settings.worker * CLIENTS
         clients = [
             LoadClient(
                 settings, RecordingStorage(storage, record, number, timeout, lag, settings.secrets)
@@ -172,6 +177,7 @@ async def main(settings: WorkerSettings) -> None:
                     tasks.create_task(_print_samples(usage, settings.sample, done))
                 await asyncio.to_thread(sys.stdin.readline)
                 done.set()
+        await storage.aclose()
     measuring.cancel()
     _print(*map(msgspec.json.encode, events))
 

@@ -31,7 +31,7 @@ from tests.support.clients import key_of
 from tests.support.loops import LOOPS
 
 from .client import Endpoint, RecordingStorage
-from .history import content, id_of
+from .history import CLIENTS, content, id_of
 
 _SHARED = 2  # sessions that all clients change
 _PRINCIPALS = [f"principal {number}" for number in range(3)]  # all clients list and revoke theirs
@@ -66,6 +66,7 @@ class WorkerSettings(msgspec.Struct, omit_defaults=True, kw_only=True):
     worker: int  # the number of the process
     timeout: float  # of the storage
     ttl: float = 600.0
+    max_staleness: float = 0.0  # of the cache that the clients of a process share; 0 for none
     pause: float = 0.008  # of a client between two steps, on average
     retry_after: tuple[float, float] = (0.005, 0.02)  # the range of the pause after an error
     secrets: list[str] = []  # texts that no error may contain
@@ -225,7 +226,7 @@ class LoadClient:
         lives, age = divmod(time.monotonic() - self._settings.epoch, _SHORT_LIVED_EVERY)
         number = int(lives)
         id = id_of(self._settings.seed, "short-lived", number)
-        if self._number == number % self._settings.form.workers * 1_000:  # the first of a process
+        if self._number == number % self._settings.form.workers * CLIENTS:  # the first of a process
             if self._created != number:
                 self._created = number
                 await self._sessions.create(id=id, data=content(id))
