@@ -75,14 +75,14 @@ class _Flight(Generic[D]):
 class NearCache(Storage[D], Generic[D]):
     """A storage that answers repeated loads from the memory of this process.
 
-    Other replicas may change a session at any time. A storage that announces changes, as
-    `RedisStorage` does, ends a copy at once. Without announcements, and while they are interrupted,
-    a load may return a session as it was up to `max_staleness` ago. A save over such a copy is a
-    `SessionConflict`, as always, and the next load is fresh. As a hit renews no TTL, an
-    unused session lives for at least a TTL less `max_staleness`.
+    Another replica may change a session at any time. Over a storage that announces changes, such as
+    `RedisStorage`, the cache drops its copy when the announcement arrives. Without announcements, a
+    load may return a session as it was up to `max_staleness` ago. A save over such a copy raises
+    `SessionConflict`, and the next load is fresh. A hit does not renew the TTL, so an unused
+    session may expire up to `max_staleness` early.
 
-    Owns the storage: `aclose` closes both. Runs wherever the storage does. A hit does not yield to
-    the event loop. Over an `IndexedStorage`, the cache is one, too.
+    The cache owns the storage: `aclose` closes both. It runs on the event loops of the storage. A
+    hit does not yield to the event loop. Over an `IndexedStorage`, the cache is one, too.
 
     Args:
         storage: The storage. It has the attributes `codec` and `ttl`.
@@ -90,8 +90,8 @@ class NearCache(Storage[D], Generic[D]):
             storage. As for all durations: seconds or a timedelta.
         max_sessions: The most sessions to keep. The least recently used goes first.
         max_bytes: The most bytes that all encoded sessions together may have.
-        serve_stale_for: While the storage is not available, a load returns an older copy for so
-            long beyond `max_staleness`, but never past `expires_at`. None for never.
+        serve_stale_for: How far the age of a copy may exceed `max_staleness` while the storage is
+            not available. No copy is returned past its `expires_at`. None for not at all.
         clock: The source of time.
 
     Raises:
@@ -171,9 +171,9 @@ class NearCache(Storage[D], Generic[D]):
         return self._copies.statistics()
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
-        """See `AnnouncingStorage.listen`. A listener hears of a change after the cache does.
+        """See `AnnouncingStorage.listen`. The cache drops its copy before it calls a listener.
 
-        Over a storage that announces nothing, it hears only of changes through this cache.
+        Over a storage without announcements, only changes through this cache are announced.
         """
         return self._copies.listen(listener)
 
@@ -201,8 +201,7 @@ class NearCache(Storage[D], Generic[D]):
         """See `Storage.load`.
 
         Raises:
-            StorageUnavailable: The storage cannot be reached, and there is no copy that is young
-                enough.
+            StorageUnavailable: The storage cannot be reached, and no copy is young enough.
         """
         found = self._copies.get(id)
         session = None if found is None else self._decoded(found, id)
@@ -289,7 +288,7 @@ class NearCache(Storage[D], Generic[D]):
         return Copy(payload, session.digest, session.revision, session.principal, end)
 
     def _decoded(self, found: Copy, id: str) -> Session[D] | None:
-        """A session from a copy; None if the codec does not read what it wrote."""
+        """Decode a copy; return None if the codec cannot."""
         try:
             session = self._decode(found.payload)
         except Exception:  # noqa: BLE001 - a codec of the application's own raises anything

@@ -183,10 +183,10 @@ class IndexedStorage(Storage[D], Protocol[D]):
 
 
 class StorageListener(Protocol):
-    """An object that hears of changes from an `AnnouncingStorage`. Its methods return at once."""
+    """The methods that an `AnnouncingStorage` calls. They return at once and raise nothing."""
 
     def changed(self, digest: str, revision: str) -> None:
-        """A session was written or deleted, here or by another process.
+        """Note that a session was written or deleted, here or by another process.
 
         Args:
             digest: The digest of its id.
@@ -195,26 +195,27 @@ class StorageListener(Protocol):
         ...
 
     def interrupted(self) -> None:
-        """From now on announcements may be missing."""
+        """Note that announcements may be missing from now on."""
         ...
 
     def resumed(self) -> None:
-        """From now on each change is announced."""
+        """Note that every change is announced from now on."""
         ...
 
 
 @runtime_checkable
 class AnnouncingStorage(Storage[D], Protocol[D]):
-    """A storage that announces writes and deletes, so that a copy elsewhere need not be stale.
+    """A storage that tells its listeners of writes and deletes by any process.
 
-    A change is announced before, or soon after, its verb returns. Expiry is not announced, nor is
-    the creation of a session under an id that had none.
+    A load that starts after an announcement sees the change. The announcement may arrive shortly
+    after the verb has returned. Expiry is not announced. Neither is the creation of a session under
+    an id that had none.
     """
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
         """Call a listener for each change, until the returned function is called.
 
-        The listener first hears `resumed` or `interrupted`, now or when the event loop runs.
+        The first call is `resumed` or `interrupted`, at once or later.
         """
         ...
 
