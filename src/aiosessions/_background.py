@@ -8,6 +8,7 @@ Invariants:
 
 - A task starts with an empty context, so it does not keep the context variables of its creator.
 - A task never raises: its function handles every exception but the cancellation.
+- A task of another event loop, or of the process that forked, may never end. Nobody waits for it.
 """
 
 import asyncio
@@ -23,8 +24,12 @@ class BackgroundTask(Protocol):
         """Cancel the task, if it has not ended."""
         ...
 
+    def is_here(self) -> bool:
+        """Whether the task belongs to the event loop that runs."""
+        ...
+
     async def wait(self) -> None:
-        """Wait for the end of the task."""
+        """Wait for the end of the task, if it belongs to the event loop that runs."""
         ...
 
 
@@ -36,29 +41,31 @@ def spawn(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> Background
         name: The name of the task.
     """
     try:
-        loop = asyncio.get_running_loop()
+        # There is none in a run of trio that is a guest of asyncio's event loop.
+        on_asyncio = asyncio.current_task() is not None
     except RuntimeError:
-        return _TrioTask(run, name)
-    return _AsyncioTask(loop, run, name)
+        on_asyncio = False
+    return _AsyncioTask(run, name) if on_asyncio else _TrioTask(run, name)
 
 
 class _AsyncioTask:
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        run: Callable[[], Coroutine[Any, Any, None]],
-        name: str,
-    ) -> None:
-        self._loop = loop
-        self._task = loop.create_task(run(), name=name, context=Context())
+    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(run(), name=name, context=Context())
 
     def cancel(self) -> None:
         # A closed loop has ended its tasks.
         if not self._loop.is_closed():
             self._task.cancel()
 
+    def is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
     async def wait(self) -> None:
-        if not self._task.done() and not self._loop.is_closed():
+        if not self._task.done() and self.is_here():
             await asyncio.wait([self._task])
 
 
@@ -66,6 +73,8 @@ class _TrioTask:
     def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         import trio  # noqa: PLC0415 - optional, and loaded already: its event loop is running
 
+        self._current_token = trio.lowlevel.current_trio_token
+        self._token = self._current_token()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -82,5 +91,12 @@ class _TrioTask:
     def cancel(self) -> None:
         self._scope.cancel()
 
+    def is_here(self) -> bool:
+        try:
+            return self._current_token() is self._token
+        except RuntimeError:
+            return False
+
     async def wait(self) -> None:
-        await self._ended.wait()
+        if not self._ended.is_set() and self.is_here():
+            await self._ended.wait()

@@ -9,13 +9,17 @@ Invariants:
 - A load or write leaves no copy if another change of its session was noted since it began.
 - While changes may be missing, each copy is younger than the interruption, and so is each copy
   after it.
+- A listener hears of a change after the copies do. It hears that a session was deleted only if it
+  was.
+- A forked process, which hears of no change, has no copies of its parent.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from functools import partial
+from weakref import WeakSet
 
 import msgspec
 
@@ -110,7 +114,7 @@ class Copies(StorageListener):
         max_bytes: The most bytes that all payloads together may have.
 
     Attributes:
-        misses, coalesced: See `CacheStatistics`.
+        hits, misses, coalesced: See `CacheStatistics`.
     """
 
     def __init__(
@@ -132,8 +136,9 @@ class Copies(StorageListener):
         self._pending: dict[str, list[Pending]] = {}  # by digest
         self._listeners: list[StorageListener] = []
         self._announced = self._warned = False
-        self._hits = self._stale_served = self._stale_dropped = self._invalidations = 0
-        self.misses = self.coalesced = 0
+        self._stale_served = self._stale_dropped = self._invalidations = 0
+        self.hits = self.misses = self.coalesced = 0
+        _in_this_process.add(self)
 
     def statistics(self) -> CacheStatistics:
         """Count copies, hits and misses."""
@@ -141,7 +146,7 @@ class Copies(StorageListener):
             sessions=len(self._stale),
             bytes=self._stale.bytes,
             announced=self._announced,
-            hits=self._hits,
+            hits=self.hits,
             misses=self.misses,
             coalesced=self.coalesced,
             stale_served=self._stale_served,
@@ -155,7 +160,6 @@ class Copies(StorageListener):
         found = self._fresh.get(id)
         if found is not None:
             self._fresh.promote(id)
-            self._hits += 1
         return found
 
     def get_stale(self, id: str) -> Copy | None:
@@ -172,6 +176,10 @@ class Copies(StorageListener):
         """The moment, in milliseconds."""
         return whole_milliseconds(self._clock.monotonic())
 
+    def is_over(self, copy: Copy) -> bool:
+        """Whether a copy is past its deadline."""
+        return copy.deadline <= whole_milliseconds(self._clock.time())
+
     def begin(self, digest: str) -> Pending:
         """Begin a load or a write of a session."""
         pending = Pending(self.now())
@@ -187,13 +195,13 @@ class Copies(StorageListener):
 
     def keep(self, id: str, copy: Copy, pending: Pending) -> None:
         """Keep the result of a load or a write, if nothing else was noted since it began."""
-        if pending.noted <= {copy.revision}:
+        if DELETED not in pending.noted and pending.noted <= {copy.revision}:
             age = self.now() - pending.began
             for table in self._tables():
                 table.put(id, copy, copy.deadline, copy.digest, age)
 
     def drop(self, id: str) -> None:
-        """Drop the copy of a session that is gone."""
+        """Drop a copy that nobody can use."""
         for table in self._tables():
             table.remove(id)
 
@@ -201,31 +209,30 @@ class Copies(StorageListener):
 
     def note(self, digest: str, revision: str) -> None:
         """Drop the copy of a session that has changed, unless it has this revision."""
-        for pending in self._pending.get(digest, ()):
-            pending.noted.add(revision)
-        for table in self._tables():
-            for id in table.group(digest):
-                kept = table.get(id)
-                if kept is None or not revision or kept.revision != revision:
-                    table.remove(id)
+        self._drop(digest, revision)
         for listener in tuple(self._listeners):
             listener.changed(digest, revision)
 
-    @contextmanager
-    def deleting_of(self, principal: str, keep: str | None) -> Iterator[None]:
-        """Drop the copies of a principal's sessions, as the storage does not say which ones go.
+    def doubt(self, digest: str) -> None:
+        """Drop the copy of a session that may have changed."""
+        self._drop(digest, DELETED)
+
+    def forget(self, principal: str, keep: str | None) -> list[str]:
+        """Drop the copies of a principal's sessions, as the storage does not say which ones went.
 
         Args:
             principal: The owner.
             keep: The id of the session that stays.
+
+        Returns:
+            The digests of the copies.
         """
-        try:
-            yield
-        finally:
-            self._distrust()
-            for id, copy in self._stale.values().items():
-                if copy.principal == principal and id != keep:
-                    self.note(copy.digest, DELETED)
+        self._distrust()
+        copies = [(id, copy) for id, copy in self._stale.items() if copy.principal == principal]
+        for id, _ in copies:
+            if id != keep:
+                self.drop(id)
+        return [copy.digest for id, copy in copies if id != keep]
 
     def clear(self) -> None:
         """Drop every copy, because any session may have changed."""
@@ -266,6 +273,14 @@ class Copies(StorageListener):
         for listener in tuple(self._listeners):
             listener.resumed()
 
+    def _drop(self, digest: str, revision: str) -> None:
+        for pending in self._pending.get(digest, ()):
+            pending.noted.add(revision)
+        for table in self._tables():
+            for id, copy in table.members(digest):
+                if revision == DELETED or copy.revision != revision:
+                    table.remove(id)
+
     def _distrust(self) -> None:
         """Let no load or write that has begun leave a copy."""
         for each in self._pending.values():
@@ -274,3 +289,15 @@ class Copies(StorageListener):
 
     def _tables(self) -> tuple[Table[Copy], ...]:
         return (self._fresh,) if self._stale is self._fresh else (self._fresh, self._stale)
+
+
+_in_this_process: WeakSet[Copies] = WeakSet()
+
+
+def _forked() -> None:
+    for copies in tuple(_in_this_process):
+        copies.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_forked)

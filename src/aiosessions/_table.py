@@ -74,9 +74,13 @@ class Table(Generic[V]):
         entry = self._entries.get(key)
         return None if entry is None or self._is_expired(entry) else entry.value
 
-    def values(self) -> dict[str, V]:
-        """Return the values of all entries, expired ones included, by their keys."""
-        return {key: entry.value for key, entry in self._entries.items()}
+    def items(self) -> list[tuple[str, V]]:
+        """Return the keys and values of all entries, expired ones included."""
+        return [(entry.key, entry.value) for entry in self._entries.values()]
+
+    def members(self, name: str) -> list[tuple[str, V]]:
+        """Return the keys and values of a group's entries, expired ones included."""
+        return [(entry.key, entry.value) for entry in self._groups.get(name, {}).values()]
 
     def promote(self, key: str) -> None:
         """Make an entry the most recently used, without a new TTL."""
@@ -190,7 +194,9 @@ class Table(Generic[V]):
         return whole_milliseconds(self._clock.time())
 
     def _is_expired(self, entry: _Entry[V]) -> bool:
-        return self._now() - entry.used_at >= self._ttl or entry.deadline <= self._time()
+        if self._now() - entry.used_at >= self._ttl:
+            return True
+        return entry.deadline != math.inf and entry.deadline <= self._time()
 
     def _oldest(self) -> _Entry[V]:
         return next(iter(self._entries.values()))

@@ -4,10 +4,9 @@ Invariants:
 
 - A hot session is read again at least once per `max_staleness`, which is at most half a TTL. So
   hits never let the shared record expire.
-- A remote load belongs to no caller, so cancelling one caller fails no other. A caller joins a load
-  only if nothing was noted of its session since it began.
 - Writes go to the storage first. A write that fails, or is cancelled, may have been applied, so it
   drops the copy.
+- The storage writes the state that is kept, although the caller's object may change meanwhile.
 - Callers get independent copies: the cache keeps encoded payloads.
 """
 
@@ -18,21 +17,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Generic
 
-from ._background import BackgroundTask, spawn
+import anyio
+
 from ._copies import DELETED, CacheStatistics, Copies, Copy, Pending
+from ._loads import Loads
 from .codec import Codec
 from .errors import (
-    CorruptSession,
     SessionConflict,
     SessionError,
     SessionNotFound,
     StorageClosed,
     StorageUnavailable,
 )
-from .record import NO_DEADLINE, encode
+from .record import NO_DEADLINE, NOT_FOUND, encode
 from .session import D, Session, SessionInfo, session_digest
 from .storage import (
     AnnouncingStorage,
@@ -50,26 +49,6 @@ from .storage import (
 
 __all__ = ["CacheStatistics", "NearCache"]
 _MAX_BYTES = 64 * 1024 * 1024
-
-
-class _Flight(Generic[D]):
-    """A remote load, which any number of callers await.
-
-    Attributes:
-        pending: The load, for the copies.
-        task: Its task.
-        session: The session, once it is loaded. No caller gets this object.
-        copy: The same, if it can be encoded.
-        error: The reason why there is no session.
-    """
-
-    task: BackgroundTask
-    session: Session[D] | None = None
-    copy: Copy | None = None
-
-    def __init__(self, pending: Pending) -> None:
-        self.pending = pending
-        self.error: Exception = StorageUnavailable("the load was cancelled")
 
 
 class NearCache(Storage[D], Generic[D]):
@@ -128,16 +107,18 @@ class NearCache(Storage[D], Generic[D]):
                 f"{self.max_staleness} s: a hit renews no TTL, so a session in use could expire"
             )
         self._serves_stale = serve_stale_for is not None
+        stale_for = (
+            0 if serve_stale_for is None else milliseconds(serve_stale_for, "serve_stale_for")
+        )
         self._copies = Copies(
             max_staleness=self._max_staleness,
-            stale_for=milliseconds(serve_stale_for, "serve_stale_for") if serve_stale_for else 0,
+            stale_for=stale_for,
             clock=clock,
             max_entries=max_sessions,
             max_bytes=max_bytes,
         )
         self._decode = self._codec.decode
-        self._flights: dict[str, _Flight[D]] = {}  # the latest one for each digest
-        self._loads: set[_Flight[D]] = set()
+        self._loads = Loads(storage.load, self._copy_of, self._copies, self._max_staleness)
         self._closed = False
         self._stop_listening: Callable[[], None] | None = None
         if isinstance(storage, AnnouncingStorage):
@@ -182,18 +163,19 @@ class NearCache(Storage[D], Generic[D]):
         self._check_open()
         if not isinstance(session, Session):
             raise TypeError(f"a session is a Session, not {type(session).__name__}")
-        # Now, because the caller's object may change during the write.
-        id, digest, copy = session.id, session.digest, None
+        id, digest, copy, written = session.id, session.digest, None, session
         with suppress(SessionError):  # the storage raises the same
             copy = self._copy_of(session)
+            written = self._decoded(copy, id) or session
         with self._writing(digest) as write:
             try:
-                await self._storage.store(session, when=when)
+                await self._storage.store(written, when=when)
             except (SessionConflict, SessionNotFound):
                 self._copies.met_newer_state(id)
                 raise
+            session.revision = written.revision
             self._copies.note(digest, session.revision)
-            if copy is not None:
+            if copy is not None and written is not session:
                 copy.revision = session.revision
                 self._copies.keep(id, copy, write)
 
@@ -204,14 +186,22 @@ class NearCache(Storage[D], Generic[D]):
             StorageUnavailable: The storage cannot be reached, and no copy is young enough.
         """
         found = self._copies.get(id)
-        session = None if found is None else self._decoded(found, id)
-        return await self._miss(id) if session is None else session
+        if found is not None:
+            session = self._decoded(found, id)
+            if session is not None:
+                self._copies.hits += 1
+                return session
+            self._copies.drop(id)
+        return await self._miss(id)
 
     async def delete(self, id: str) -> bool:
         """See `Storage.delete`."""
         self._check_open()
-        with self._deleting(session_digest(id)):
-            return await self._storage.delete(id)
+        digest = session_digest(id)
+        with self._writing(digest):
+            existed = await self._storage.delete(id)
+            self._copies.note(digest, DELETED)
+        return existed
 
     async def delete_expired(self, before: datetime | None = None) -> int:
         """See `Storage.delete_expired`."""
@@ -229,58 +219,31 @@ class NearCache(Storage[D], Generic[D]):
             self._stop_listening()
             self._stop_listening = None
         self._copies.clear()
-        loads = tuple(self._loads)
-        for each in loads:
-            each.task.cancel()
-        for each in loads:
-            await each.task.wait()
-        await self._storage.aclose()
+        tasks = self._loads.cancel()
+        try:
+            with anyio.CancelScope(shield=True):
+                for task in tasks:
+                    await task.wait()
+        finally:  # `asyncio.Task.cancel` passes the shield
+            await self._storage.aclose()
 
     async def _miss(self, id: str) -> Session[D]:
         """Load a session from the storage, or wait for such a load that has begun already."""
         self._check_open()
-        digest, copies = session_digest(id), self._copies
-        flight = self._flights.get(digest)
-        if flight is None or not self._can_join(flight.pending):
-            copies.misses += 1
-            flight = self._flights[digest] = _Flight[D](copies.begin(digest))
-            self._loads.add(flight)
-            flight.task = spawn(partial(self._fly, flight, id, digest), "aiosessions: load")
-        else:
-            copies.coalesced += 1
-        await flight.task.wait()
+        load = self._loads.join(id, session_digest(id))
+        await load.task.wait()
         self._check_open()
-        found = flight.copy
-        if found is None and self._serves_stale and isinstance(flight.error, StorageUnavailable):
-            found = copies.get_stale(id)
+        found = load.copy
+        if found is None and self._serves_stale and isinstance(load.error, StorageUnavailable):
+            found = self._copies.get_stale(id)
+        if found is not None and self._copies.is_over(found):  # since it was read
+            raise SessionNotFound(NOT_FOUND)
         session = None if found is None else self._decoded(found, id)
         if session is not None:
             return session
-        if flight.session is not None:
-            return copy.deepcopy(flight.session)
-        raise flight.error
-
-    def _can_join(self, load: Pending) -> bool:
-        """Whether the result of a load will do for a caller who begins now."""
-        return not load.noted and self._copies.now() - load.began < self._max_staleness
-
-    async def _fly(self, flight: "_Flight[D]", id: str, digest: str) -> None:
-        """Load a session for all that wait for it, and keep a copy."""
-        try:
-            flight.session = await self._storage.load(id)
-            with suppress(SessionError):  # then no copy stays
-                flight.copy = self._copy_of(flight.session)
-                self._copies.keep(id, flight.copy, flight.pending)
-        except (SessionNotFound, CorruptSession) as error:
-            flight.error = error
-            self._copies.drop(id)
-        except Exception as error:  # noqa: BLE001 - callers get what the storage raises
-            flight.error = error
-        finally:
-            self._copies.end(digest, flight.pending)
-            self._loads.discard(flight)
-            if self._flights.get(digest) is flight:
-                del self._flights[digest]
+        if load.session is not None:
+            return copy.deepcopy(load.session)
+        raise load.error_of_caller()
 
     def _copy_of(self, session: Session[D]) -> Copy:
         payload, deadline = encode(session, self._codec)
@@ -301,21 +264,15 @@ class NearCache(Storage[D], Generic[D]):
 
     @contextmanager
     def _writing(self, digest: str) -> Iterator[Pending]:
+        """Begin a write or a delete, and drop the copy if it fails."""
         write = self._copies.begin(digest)
         try:
             yield write
         except BaseException:
-            self._copies.note(digest, DELETED)
+            self._copies.doubt(digest)
             raise
         finally:
             self._copies.end(digest, write)
-
-    @contextmanager
-    def _deleting(self, digest: str) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._copies.note(digest, DELETED)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -341,20 +298,36 @@ class IndexedNearCache(NearCache[D], IndexedStorage[D], Generic[D]):
         """See `IndexedStorage.revoke`."""
         self._check_open()
         check_digest(digest)
-        with self._deleting(digest):
-            return await self._storage.revoke(principal, digest)
+        with self._writing(digest):
+            existed = await self._storage.revoke(principal, digest)
+            if existed:
+                self._copies.note(digest, DELETED)
+            else:  # the copy may belong to the principal
+                self._copies.doubt(digest)
+        return existed
 
     async def revoke_all(self, principal: str, *, keep: str | None = None) -> int:
         """See `IndexedStorage.revoke_all`."""
         self._check_open()
-        with self._copies.deleting_of(principal, keep):
-            return await self._storage.revoke_all(principal, keep=keep)
+        try:
+            revoked = await self._storage.revoke_all(principal, keep=keep)
+        except BaseException:
+            self._copies.forget(principal, keep)
+            raise
+        for digest in self._copies.forget(principal, keep):
+            self._copies.note(digest, DELETED)
+        return revoked
 
     async def trim(self, principal: str, most: int, *, keep: str) -> int:
         """See `IndexedStorage.trim`."""
         self._check_open()
-        with self._copies.deleting_of(principal, keep):
-            return await self._storage.trim(principal, most, keep=keep)
+        trimmed = 1
+        try:
+            trimmed = await self._storage.trim(principal, most, keep=keep)
+        finally:
+            if trimmed:  # hardly ever
+                self._copies.forget(principal, keep)
+        return trimmed
 
 
 def _attributes(storage: Storage[D]) -> tuple[Codec[D], int]:

@@ -22,7 +22,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def make(clock: FakeClock, *, max_entries: int = 100, max_bytes: float = math.inf) -> Table:
+def make(clock: FakeClock, *, max_entries: int = 100, max_bytes: float = math.inf) -> Table[bytes]:
     """A table with a TTL of 60 seconds."""
     return Table(ttl=60 * SECOND, clock=clock, max_entries=max_entries, max_bytes=max_bytes)
 
@@ -32,18 +32,18 @@ def after(clock: FakeClock, milliseconds: float) -> float:
     return round(clock.time() * 1000) + milliseconds
 
 
-def fill(table: Table, keys: str, deadline: float = math.inf) -> None:
+def fill(table: Table[bytes], keys: str, deadline: float = math.inf) -> None:
     """Put a value of one byte under each key."""
     for key in keys:
         table.put(key, key.encode(), deadline)
 
 
-def live(table: Table, keys: str) -> str:
+def live(table: Table[bytes], keys: str) -> str:
     """Those of the keys that have a live entry."""
     return "".join(key for key in keys if table.get(key) is not None)
 
 
-def sweep(table: Table, before: int | None = None) -> int:
+def sweep(table: Table[bytes], before: int | None = None) -> int:
     """Sweep to the end, and count the removed entries."""
     return sum(1 for _ in table.sweep(before))
 
@@ -262,7 +262,9 @@ REMOVALS = [
 
 
 @pytest.mark.parametrize("remove", REMOVALS)
-def test_removed_key_is_forgotten(clock: FakeClock, remove: Callable[[Table, str], object]) -> None:
+def test_removed_key_is_forgotten(
+    clock: FakeClock, remove: Callable[[Table[bytes], str], object]
+) -> None:
     """No reference to a removed key stays in memory: keys are credentials."""
     table = make(clock, max_entries=4)
     key = Key("secret")
@@ -286,7 +288,9 @@ def test_removed_key_is_forgotten(clock: FakeClock, remove: Callable[[Table, str
         pytest.param(lambda table, key: table.put(key, b""), id="no-group"),
     ],
 )
-def test_empty_group_is_forgotten(clock: FakeClock, leave: Callable[[Table, str], object]) -> None:
+def test_empty_group_is_forgotten(
+    clock: FakeClock, leave: Callable[[Table[bytes], str], object]
+) -> None:
     """A group takes no memory after its last entry has left it."""
     table = make(clock, max_entries=4)
     name = Key("alice")
@@ -300,3 +304,39 @@ def test_empty_group_is_forgotten(clock: FakeClock, leave: Callable[[Table, str]
     gc.collect()
 
     assert reference() is None
+
+
+def test_promotion_starts_no_ttl(clock: FakeClock) -> None:
+    """The entry is evicted later, but expires as before."""
+    table = make(clock, max_entries=2)
+    fill(table, "ab")
+    clock.advance(59.999)
+    table.promote("a")
+    fill(table, "c")
+
+    assert live(table, "abc") == "ac"
+    clock.advance(0.001)
+    assert live(table, "abc") == "c"
+
+
+def test_value_may_be_put_late(clock: FakeClock) -> None:
+    """The time that has passed of its TTL counts."""
+    table = make(clock)
+    table.put("a", b"", age=59 * SECOND)
+    table.put("b", b"", age=60 * SECOND)
+
+    assert live(table, "ab") == "a"
+    clock.advance(1)
+    assert live(table, "ab") == ""
+
+
+def test_members_include_expired_entries(clock: FakeClock) -> None:
+    """A deadline may lie in the future again, after the wall clock was set back."""
+    table = make(clock)
+    table.put("a", b"1", after(clock, 1), group="g")
+    table.put("b", b"2")
+    clock.advance(0.001)
+
+    assert table.members("g") == [("a", b"1")]
+    assert table.members("h") == []
+    assert table.items() == [("a", b"1"), ("b", b"2")]
