@@ -25,6 +25,7 @@ from aiosessions import (
     RedisStorage,
     Session,
     SessionNotFound,
+    Storage,
     StorageUnavailable,
     When,
     new_session_id,
@@ -69,16 +70,28 @@ class TestLocalStorageOnTrio(TestLocalStorage):
         assert sniffio.current_async_library() == "trio"
 
 
-class TestNearCache(FakeTime, SweptStorageContract, IndexedStorageContract):
+class NearCacheContract(FakeTime):
+    """A near cache over any storage."""
+
+    def staleness(self, ttl: float) -> float:
+        """The staleness of the caches: one `tick`, which is too short for the kit to notice."""
+        return min(self.tick, ttl / 2)
+
+    def cache(self, storage: Storage[Any], ttl: float) -> NearCache[Any]:
+        """A cache, which owns the storage."""
+        return NearCache(storage, max_staleness=self.staleness(ttl), clock=self.clock)
+
+
+class TestNearCache(NearCacheContract, SweptStorageContract, IndexedStorageContract):
     """A cache over the local storage."""
 
     @pytest.fixture
     def make_storage(self) -> StorageFactory:
-        """Caches with the longest staleness there is."""
+        """Caches, each over a storage of its own."""
 
         def make(*, ttl: float = 60.0, codec: Codec[Any] | None = None) -> NearCache[Any]:
             storage = LocalStorage(ttl=ttl, codec=codec or JsonCodec(), clock=self.clock)
-            return NearCache(storage, max_staleness=ttl / 4, clock=self.clock)
+            return self.cache(storage, ttl)
 
         return make
 
@@ -87,6 +100,18 @@ class TestNearCacheOnTrio(TestNearCache):
     """A cache over the local storage, on trio."""
 
     backend = "trio"
+
+
+class TestNearCacheWithManyHits(TestNearCache):
+    """A cache over the local storage, with copies that live for a long time."""
+
+    def staleness(self, ttl: float) -> float:
+        """A quarter of the TTL. With more, some tests use sessions too rarely to keep them."""
+        return ttl / 4
+
+    # These two judge the order of use, and a hit does not count as use.
+    test_trim_deletes_the_longest_unused = None  # type: ignore[assignment]
+    test_sweep_before_a_moment_removes_unused_sessions = None  # type: ignore[assignment]
 
 
 class RedisContract(
@@ -179,34 +204,34 @@ class TestRedisStorage(RedisContract, RemoteStorageContract):
 
 
 class TestNearCacheOnRedis(
-    FakeTime, SelfExpiringStorageContract, RemoteStorageContract, IndexedStorageContract
+    NearCacheContract, SelfExpiringStorageContract, RemoteStorageContract, IndexedStorageContract
 ):
-    """A cache over `RedisStorage`, on each available server."""
+    """A cache over `RedisStorage`, on one server."""
 
     tick = RedisContract.tick
 
     @pytest.fixture
-    def make_storage(self, redis_or_valkey: Server) -> StorageFactory:
-        """Caches on an empty server, with the longest staleness there is."""
-        redis_or_valkey.flush()
-        self.age = redis_or_valkey.age
-        return partial(self.cache, redis_or_valkey.url)
+    def make_storage(self, valkey: Server) -> StorageFactory:
+        """Caches on an empty server."""
+        valkey.flush()
+        self.age = valkey.age
+        return partial(self.cache_at, valkey.url)
 
-    def cache(
+    def cache_at(
         self, url: str, *, ttl: float = 60.0, codec: Codec[Any] | None = None
     ) -> NearCache[Any]:
         """A cache over a storage with an owned client."""
         storage = RedisStorage[Any].from_url(
             url, ttl=ttl, codec=codec or JsonCodec(), clock=self.clock
         )
-        return NearCache(storage, max_staleness=ttl / 4, clock=self.clock)
+        return self.cache(storage, ttl)
 
     @pytest.fixture
     def make_unreachable_storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageFactory]:
         """Caches over storages of a port that refuses connections."""
         monkeypatch.setattr(_outage, "BRIDGE", 0.05)
         with refused_port() as port:
-            yield partial(self.cache, f"redis://127.0.0.1:{port}")
+            yield partial(self.cache_at, f"redis://127.0.0.1:{port}")
 
     async def advance(self, seconds: float) -> None:
         """Advance the clock of the storages, and age the keys of the server."""
