@@ -8,7 +8,7 @@ Invariants:
 
 - A task starts with an empty context, so it does not keep the context variables of its creator.
 - A task never raises: its function handles every exception but the cancellation.
-- A task of another event loop, or of the process that forked, may never end. Nobody waits for it.
+- `wait` returns at once for a task of another event loop or process: it may never end.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class BackgroundTask(Protocol):
         ...
 
     async def wait(self) -> None:
-        """Wait for the end of the task, if it belongs to the event loop that runs."""
+        """Wait for the end of the task, if `is_here`."""
         ...
 
 

@@ -9,9 +9,8 @@ Invariants:
 - A load or write leaves no copy if another change of its session was noted since it began.
 - While changes may be missing, each copy is younger than the interruption, and so is each copy
   after it.
-- A listener hears of a change after the copies do. It hears that a session was deleted only if it
-  was.
-- A forked process, which hears of no change, has no copies of its parent.
+- A listener hears of each change once, after the copies. A write that fails is not a change.
+- A forked process hears nothing, so the copies of its parent are dropped.
 """
 
 import logging
@@ -157,10 +156,7 @@ class Copies(StorageListener):
 
     def get(self, id: str) -> Copy | None:
         """The copy that a load may return."""
-        found = self._fresh.get(id)
-        if found is not None:
-            self._fresh.promote(id)
-        return found
+        return self._fresh.promote(id)
 
     def get_stale(self, id: str) -> Copy | None:
         """The copy that a load may return in an outage."""
@@ -201,17 +197,17 @@ class Copies(StorageListener):
                 table.put(id, copy, copy.deadline, copy.digest, age)
 
     def drop(self, id: str) -> None:
-        """Drop a copy that nobody can use."""
+        """Drop one copy."""
         for table in self._tables():
             table.remove(id)
 
     # Changes.
 
     def note(self, digest: str, revision: str) -> None:
-        """Drop the copy of a session that has changed, unless it has this revision."""
+        """Drop the copy of a session that this cache has changed, unless it has this revision."""
         self._drop(digest, revision)
-        for listener in tuple(self._listeners):
-            listener.changed(digest, revision)
+        if not self._announced:  # else the storage tells
+            self._tell(digest, revision)
 
     def doubt(self, digest: str) -> None:
         """Drop the copy of a session that may have changed."""
@@ -249,7 +245,8 @@ class Copies(StorageListener):
     def changed(self, digest: str, revision: str) -> None:
         """See `StorageListener.changed`."""
         self._invalidations += 1
-        self.note(digest, revision)
+        self._drop(digest, revision)
+        self._tell(digest, revision)
 
     def interrupted(self) -> None:
         """See `StorageListener.interrupted`. Copies made before serve in an outage only."""
@@ -280,6 +277,10 @@ class Copies(StorageListener):
             for id, copy in table.members(digest):
                 if revision == DELETED or copy.revision != revision:
                     table.remove(id)
+
+    def _tell(self, digest: str, revision: str) -> None:
+        for listener in tuple(self._listeners):
+            listener.changed(digest, revision)
 
     def _distrust(self) -> None:
         """Let no load or write that has begun leave a copy."""

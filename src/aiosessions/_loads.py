@@ -29,7 +29,7 @@ class SharedLoad(Generic[D]):
         task: Its task.
         session: The session, once it is loaded. No caller gets this object.
         copy: The same, if it can be encoded.
-        error: The reason why there is no session.
+        error: The error of the load, if it has failed.
     """
 
     task: BackgroundTask
@@ -45,7 +45,7 @@ class SharedLoad(Generic[D]):
         error = self.error
         try:
             own = copy.copy(error)
-        except Exception:  # noqa: BLE001 - an error of the application's own
+        except Exception:  # noqa: BLE001 - errors of applications raise anything
             return error
         own.__cause__, own.__context__ = error.__cause__, error.__context__
         own.__suppress_context__ = error.__suppress_context__
@@ -111,7 +111,7 @@ class Loads(Generic[D]):
                 load.copy = self._encode(load.session)
                 if self._latest.get(digest) is load:
                     self._copies.keep(id, load.copy, load.pending)
-        except Exception as error:  # noqa: BLE001 - callers get what the storage raises
+        except Exception as error:  # noqa: BLE001 - storages of applications raise anything
             if isinstance(error, SessionNotFound | CorruptSession):
                 self._copies.drop(id)
             # Without this frame, which refers to the load.
@@ -121,7 +121,9 @@ class Loads(Generic[D]):
             self._end(load, digest)
 
     def _end(self, load: SharedLoad[D], digest: str) -> None:
-        self._copies.end(digest, load.pending)
+        if load not in self._all:  # an eager task has failed
+            return
         self._all.discard(load)
+        self._copies.end(digest, load.pending)
         if self._latest.get(digest) is load:
             del self._latest[digest]

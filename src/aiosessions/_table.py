@@ -82,9 +82,13 @@ class Table(Generic[V]):
         """Return the keys and values of a group's entries, expired ones included."""
         return [(entry.key, entry.value) for entry in self._groups.get(name, {}).values()]
 
-    def promote(self, key: str) -> None:
-        """Make an entry the most recently used, without a new TTL."""
+    def promote(self, key: str) -> V | None:
+        """As `get`, but make the entry the most recently used, without a new TTL."""
+        entry = self._entries.get(key)
+        if entry is None or self._is_expired(entry):
+            return None
         self._entries.move_to_end(key)
+        return entry.value
 
     def touch(self, key: str) -> None:
         """Start a full TTL for an entry, and make it the most recently used.
@@ -194,7 +198,7 @@ class Table(Generic[V]):
         return whole_milliseconds(self._clock.time())
 
     def _is_expired(self, entry: _Entry[V]) -> bool:
-        if self._now() - entry.used_at >= self._ttl:
+        if whole_milliseconds(self._clock.monotonic()) - entry.used_at >= self._ttl:
             return True
         return entry.deadline != math.inf and entry.deadline <= self._time()
 

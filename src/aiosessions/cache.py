@@ -6,7 +6,7 @@ Invariants:
   hits never let the shared record expire.
 - Writes go to the storage first. A write that fails, or is cancelled, may have been applied, so it
   drops the copy.
-- The storage writes the state that is kept, although the caller's object may change meanwhile.
+- A write has the state of the caller's object at its start, in the storage and in the copy.
 - Callers get independent copies: the cache keeps encoded payloads.
 """
 
@@ -54,14 +54,14 @@ _MAX_BYTES = 64 * 1024 * 1024
 class NearCache(Storage[D], Generic[D]):
     """A storage that answers repeated loads from the memory of this process.
 
-    Another replica may change a session at any time. Over a storage that announces changes, such as
-    `RedisStorage`, the cache drops its copy when the announcement arrives. Without announcements, a
-    load may return a session as it was up to `max_staleness` ago. A save over such a copy raises
-    `SessionConflict`, and the next load is fresh. A hit does not renew the TTL, so an unused
-    session may expire up to `max_staleness` early.
+    Other replicas may change a session at any time. A storage that announces changes, as
+    `RedisStorage` does, ends a copy at once. Without announcements, and while they are interrupted,
+    a load may return a session as it was up to `max_staleness` ago. A save over such a copy is a
+    `SessionConflict`, as always, and the next load is fresh. As a hit renews no TTL, an
+    unused session lives for at least a TTL less `max_staleness`.
 
-    The cache owns the storage: `aclose` closes both. It runs on the event loops of the storage. A
-    hit does not yield to the event loop. Over an `IndexedStorage`, the cache is one, too.
+    Owns the storage: `aclose` closes both. Runs wherever the storage does. A hit does not yield to
+    the event loop. Over an `IndexedStorage`, the cache is one, too.
 
     Args:
         storage: The storage. It has the attributes `codec` and `ttl`.
@@ -69,8 +69,8 @@ class NearCache(Storage[D], Generic[D]):
             storage. As for all durations: seconds or a timedelta.
         max_sessions: The most sessions to keep. The least recently used goes first.
         max_bytes: The most bytes that all encoded sessions together may have.
-        serve_stale_for: How far the age of a copy may exceed `max_staleness` while the storage is
-            not available. No copy is returned past its `expires_at`. None for not at all.
+        serve_stale_for: While the storage is not available, a load returns an older copy for so
+            long beyond `max_staleness`, but never past `expires_at`. None for never.
         clock: The source of time.
 
     Raises:
@@ -152,9 +152,9 @@ class NearCache(Storage[D], Generic[D]):
         return self._copies.statistics()
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
-        """See `AnnouncingStorage.listen`. The cache drops its copy before it calls a listener.
+        """See `AnnouncingStorage.listen`. A listener hears of a change after the cache does.
 
-        Over a storage without announcements, only changes through this cache are announced.
+        While the storage does not announce changes, it hears only of those through this cache.
         """
         return self._copies.listen(listener)
 
@@ -183,7 +183,8 @@ class NearCache(Storage[D], Generic[D]):
         """See `Storage.load`.
 
         Raises:
-            StorageUnavailable: The storage cannot be reached, and no copy is young enough.
+            StorageUnavailable: The storage cannot be reached, and there is no copy that is young
+                enough.
         """
         found = self._copies.get(id)
         if found is not None:
@@ -251,10 +252,10 @@ class NearCache(Storage[D], Generic[D]):
         return Copy(payload, session.digest, session.revision, session.principal, end)
 
     def _decoded(self, found: Copy, id: str) -> Session[D] | None:
-        """Decode a copy; return None if the codec cannot."""
+        """A session from a copy; None if the codec cannot read its own payload."""
         try:
             session = self._decode(found.payload)
-        except Exception:  # noqa: BLE001 - a codec of the application's own raises anything
+        except Exception:  # noqa: BLE001 - codecs of applications raise anything
             return None
         if session.id != found.digest:
             return None

@@ -75,7 +75,7 @@ def test_constructor_explains_refusal(
 
 
 def test_cache_has_the_index_of_its_storage() -> None:
-    """`isinstance` tells, and a subclass of either kind stays what it is."""
+    """`isinstance` tells, and a subclass keeps its type."""
 
     class Mine(NearCache[Any]):
         pass
@@ -236,7 +236,7 @@ async def test_absence_is_not_cached() -> None:
 
 
 async def test_deadline_is_exact_on_hits() -> None:
-    """And a load whose answer was late does not carry a session past it."""
+    """A late answer of the storage does not carry a session past it."""
     storage = RemoteStorage()
     deadline = storage.clock.now() + timedelta(seconds=3)
     session = await stored(storage, expires_at=deadline)
@@ -345,7 +345,7 @@ async def test_saved_hit_keeps_unknown_fields() -> None:
 
 
 class DecodeOnly(JsonCodec[Any]):
-    """A codec that cannot encode what it decodes."""
+    """A codec that only decodes."""
 
     def encode(self, session: Session[Any]) -> bytes:
         """Refuse."""

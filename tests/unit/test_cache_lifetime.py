@@ -171,7 +171,7 @@ def test_trio_runs_as_a_guest_of_asyncio() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_forked_process_has_no_copies() -> None:
-    """It hears of no change, so its storage decides what it may do."""
+    """It hears of no change, so each load asks the storage."""
     storage = RemoteStorage()
     cache = storage.cache()
     await cache.store(Session[Any](id=new_session_id()))

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 
 from aiosessions import (
     IndexedStorage,
+    LocalStorage,
     NearCache,
     Session,
     SessionConflict,
@@ -19,6 +21,7 @@ from aiosessions import (
     When,
     new_session_id,
 )
+from aiosessions.testing import FakeClock
 from tests.support.caches import AnnouncingRemoteStorage, Heard, RemoteStorage
 from tests.support.loops import on_both
 from tests.support.secrets import SECRET, locals_in, secretive
@@ -246,6 +249,34 @@ async def test_listener_hears_after_the_copies_are_dropped() -> None:
         (digest, heard.events[2][1]),
     ]
     assert heard.events[3:] == [(digest, "", 0), (digest, "", 0)]
+
+
+async def test_listener_hears_each_change_once() -> None:
+    """Either the storage announces a change, or the cache does."""
+    clock = FakeClock()
+    cache = NearCache(LocalStorage[Any](ttl=60, clock=clock), max_staleness=10, clock=clock)
+    heard = Heard(cache)
+    cache.listen(heard)
+    session = await cached(cache)
+    await cache.delete(session.id)
+
+    digest, revision = session.digest, session.revision
+    assert heard.events == [("resumed",), (digest, revision, 0), (digest, "", 0)]
+
+
+async def test_announcement_ends_a_copy_past_its_deadline() -> None:
+    """Although the wall clock may be set back afterwards."""
+    storage = AnnouncingRemoteStorage()
+    cache = storage.cache()
+    deadline = storage.clock.now() + timedelta(seconds=1)
+    session = await cached(cache, expires_at=deadline)
+    await storage.inner.delete(session.id)
+
+    storage.clock.advance(1)
+    storage.listener.changed(session.digest, "")
+    storage.clock.set_back(1)
+    with pytest.raises(SessionNotFound):
+        await cache.load(session.id)
 
 
 async def test_interruption_empties_the_cache_and_is_logged(
