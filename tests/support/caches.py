@@ -6,7 +6,15 @@ from typing import Any
 
 import anyio
 
-from aiosessions import Codec, JsonCodec, LocalStorage, NearCache, StorageListener
+from aiosessions import (
+    Codec,
+    JsonCodec,
+    LocalStorage,
+    NearCache,
+    Session,
+    StorageListener,
+    new_session_id,
+)
 from aiosessions.testing import FakeClock
 from tests.support.storages import InterceptedIndexedStorage
 
@@ -99,3 +107,17 @@ class Heard(StorageListener):
 
     def resumed(self) -> None:  # noqa: D102
         self.events.append(("resumed",))
+
+
+def loads(storage: RemoteStorage) -> int:
+    """The number of remote loads."""
+    return storage.calls.count("load")
+
+
+async def stored(storage: RemoteStorage, **fields: Any) -> Session[Any]:
+    """A session that another replica has stored."""
+    fields.setdefault("data", {"n": [1]})
+    session = Session[Any](id=new_session_id(), **fields)
+    session.created_at = session.updated_at = storage.clock.now()
+    await storage.inner.store(session)
+    return session
