@@ -164,10 +164,6 @@ class Copies(StorageListener):
         self._stale_served += found is not None
         return found
 
-    def met_newer_state(self, id: str) -> None:
-        """Count the copy that a write was based on, if there is one."""
-        self._stale_dropped += self._fresh.get(id) is not None
-
     def now(self) -> int:
         """The moment, in milliseconds."""
         return whole_milliseconds(self._clock.monotonic())
@@ -209,8 +205,15 @@ class Copies(StorageListener):
         if not self._announced:  # else the storage tells
             self._tell(digest, revision)
 
-    def doubt(self, digest: str) -> None:
-        """Drop the copy of a session that may have changed."""
+    def doubt(self, digest: str, *, met_newer_state: bool = False) -> None:
+        """Drop the copy of a session that may have changed.
+
+        Args:
+            digest: The digest of its id.
+            met_newer_state: Whether a write over the copy was refused.
+        """
+        if met_newer_state:
+            self._stale_dropped += len(self._fresh.group(digest))
         self._drop(digest, DELETED)
 
     def forget(self, principal: str, keep: str | None) -> list[str]:

@@ -106,10 +106,10 @@ class NearCache(Storage[D], Generic[D]):
                 f"max_staleness is at most half the TTL of the storage, {self.ttl} s, not "
                 f"{self.max_staleness} s: a hit renews no TTL, so a session in use could expire"
             )
-        self._serves_stale = serve_stale_for is not None
-        stale_for = (
-            0 if serve_stale_for is None else milliseconds(serve_stale_for, "serve_stale_for")
-        )
+        stale_for = 0
+        if serve_stale_for is not None:
+            stale_for = milliseconds(serve_stale_for, "serve_stale_for")
+        self._serves_stale = stale_for > 0
         self._copies = Copies(
             max_staleness=self._max_staleness,
             stale_for=stale_for,
@@ -168,11 +168,7 @@ class NearCache(Storage[D], Generic[D]):
             copy = self._copy_of(session)
             written = self._decoded(copy, id) or session
         with self._writing(digest) as write:
-            try:
-                await self._storage.store(written, when=when)
-            except (SessionConflict, SessionNotFound):
-                self._copies.met_newer_state(id)
-                raise
+            await self._storage.store(written, when=when)
             session.revision = written.revision
             self._copies.note(digest, session.revision)
             if copy is not None and written is not session:
@@ -237,11 +233,12 @@ class NearCache(Storage[D], Generic[D]):
         found = load.copy
         if found is None and self._serves_stale and isinstance(load.error, StorageUnavailable):
             found = self._copies.get_stale(id)
-        if found is not None and self._copies.is_over(found):  # since it was read
-            raise SessionNotFound(NOT_FOUND)
-        session = None if found is None else self._decoded(found, id)
-        if session is not None:
-            return session
+        if found is not None:
+            if self._copies.is_over(found):  # since it was read
+                raise SessionNotFound(NOT_FOUND)
+            session = self._decoded(found, id)
+            if session is not None:
+                return session
         if load.session is not None:
             return copy.deepcopy(load.session)
         raise load.error_of_caller()
@@ -269,8 +266,9 @@ class NearCache(Storage[D], Generic[D]):
         write = self._copies.begin(digest)
         try:
             yield write
-        except BaseException:
-            self._copies.doubt(digest)
+        except BaseException as error:
+            met_newer_state = isinstance(error, SessionConflict | SessionNotFound)
+            self._copies.doubt(digest, met_newer_state=met_newer_state)
             raise
         finally:
             self._copies.end(digest, write)

@@ -50,7 +50,7 @@ def decode_once(self: NearCache[Any], found: Any, id: str) -> Any:
 
 _keep = Copies.keep
 _decoded = NearCache._decoded
-NOTHING: Final = lambda *_: None  # noqa: E731
+NOTHING: Final = lambda *_, **__: None  # noqa: E731
 
 # By name: the rules that each bug breaks, the class, its attribute, and another value for it.
 BUGS: Final[dict[str, tuple[type, str, Any]]] = {
