@@ -188,7 +188,6 @@ class NearCache(Storage[D], Generic[D]):
             if session is not None:
                 self._copies.hits += 1
                 return session
-            self._copies.drop(id)
         return await self._miss(id)
 
     async def delete(self, id: str) -> bool:

@@ -198,6 +198,7 @@ async def test_overtaken_load_leaves_no_copy() -> None:
     assert (await slow).revision != session.revision
 
     assert (await cache.load(session.id)).revision == session.revision
+    assert loads(storage) == 2
     storage.clock.advance(10)
     storage.intercept(unavailable_at())
     assert (await cache.load(session.id)).revision == session.revision

@@ -147,8 +147,8 @@ class Forgetful(JsonCodec[Any]):
         return super().decode(payload)
 
 
-async def test_unreadable_copy_is_dropped() -> None:
-    """It does not count as a hit, and the callers get the session that was loaded."""
+async def test_unreadable_copy_is_not_a_hit() -> None:
+    """The storage is asked, and the caller gets the session that was loaded."""
     storage = RemoteStorage()
     session = await stored(storage)
     storage.codec = codec = Forgetful()

@@ -65,9 +65,8 @@ async def test_cancelled_close_closes_the_storage() -> None:
         with anyio.CancelScope() as scope:
             async with cache:
                 scope.cancel()
-
-    assert storage.closed
-    assert not cache._loads._all
+        assert storage.closed
+        assert not cache._loads._all
 
 
 @pytest.mark.every_loop

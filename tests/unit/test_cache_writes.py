@@ -206,6 +206,32 @@ async def test_revocation_in_doubt_drops_copies(verb: str) -> None:
     assert cache.statistics().sessions == 0
 
 
+class UnrevisedStorage(RemoteStorage):
+    """A storage that fails the contract: its sessions have no revision."""
+
+    async def load(self, id: str) -> Session[Any]:
+        """See `Storage.load`."""
+        session = await super().load(id)
+        session.revision = ""
+        return session
+
+
+async def test_load_in_flight_leaves_no_copy_after_a_delete() -> None:
+    """Even if the session has an empty revision, as a deleted one has."""
+    storage = UnrevisedStorage()
+    cache = storage.cache()
+    session = Session[Any](id=new_session_id())
+    await storage.inner.store(session)
+
+    async with storage.held("after load") as gate:
+        load = asyncio.create_task(cache.load(session.id))
+        await gate.reached.wait()
+        await cache.delete(session.id)
+    await load
+
+    assert cache.statistics().sessions == 0
+
+
 async def test_load_in_flight_leaves_no_copy_after_a_sign_out() -> None:
     """It may have read a session before it was revoked."""
     storage = RemoteStorage()
