@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+from anyio.lowlevel import checkpoint
 
 from aiosessions import Session, SessionNotFound, StorageClosed, new_session_id
 from tests.support.caches import RemoteStorage
@@ -50,18 +51,29 @@ async def test_close_ends_the_loads() -> None:
 
 
 @on_both
-async def test_cancelled_close_closes_the_storage() -> None:
+async def test_cancelled_close_ends_loads_and_storage() -> None:
     """Leaving an `async with` in a cancelled scope leaves nothing behind."""
     storage = RemoteStorage()
     cache = storage.cache()
+    begun = anyio.Event()
+
+    async def end_slowly(_: int, __: str) -> None:
+        try:
+            begun.set()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for _ in range(10):
+                    await checkpoint()
 
     async def load() -> None:
         with pytest.raises(StorageClosed):
             await cache.load(new_session_id())
 
-    async with anyio.create_task_group() as tasks, storage.held("before load") as gate:
+    storage.intercept(end_slowly)
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(load)
-        await gate.reached.wait()
+        await begun.wait()
         with anyio.CancelScope() as scope:
             async with cache:
                 scope.cancel()
