@@ -28,6 +28,7 @@ import uvloop
 
 from .arrivals import arrivals
 from .browser import WEB
+from .cached import CACHED
 from .drivers import Operation
 from .owned import OWNED
 from .peers import PEERS
@@ -178,7 +179,7 @@ def _measurement(
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A client to measure: its name in `WAYS`, `PEERS`, `OWNED` or `WEB`, a URL, and ids."""
+    """A client to measure: its name in one of the tables of ways, a URL, and ids."""
 
     way: str
     server: str
@@ -245,7 +246,7 @@ def client_process(job: Job) -> Iterator[ClientProcess]:
 
 async def _serve(job: Job) -> None:
     async with AsyncExitStack() as stack:
-        opened = (WAYS | PEERS | OWNED | WEB)[job.way].open(job.url, job.ids)
+        opened = (WAYS | PEERS | OWNED | CACHED | WEB)[job.way].open(job.url, job.ids)
         operations = await stack.enter_async_context(opened)
         _answer("")
         # In a thread, so that the client's tasks run between the measurements.

@@ -99,6 +99,22 @@ _HOT: Final = {
     "increments a second": "throughput",
 }
 
+_HITS: Final = {
+    "payload, bytes": "bytes",
+    "hits of a near cache": "hits",
+    "LocalStorage.load": "local_loads",
+    "codec.decode alone": "decodes",
+}
+_NEAR: Final = {"+{} ms: mean, ms": "mean_ms", "p50": "p50_ms", "p99": "p99_ms"}
+_NEAR_CPU: Final = {"loads a second": "throughput", "CPU for a load, us": "cpu_us"}
+_REVOKED: Final = {"p50": "p50_ms", "p99": "p99_ms", "longest": "longest_ms"}
+_PRICE: Final = {"{}: executing": "executing_us", "CPU": "cpu_us"}
+_PAYS: Final = {
+    "load without a cache, ms": "load_ms",
+    "saved at 90 % hits, ms": "saved_ms",
+    "pays from this share of hits, %": "pays",
+}
+
 
 def _closed(split: Sequence[str], what: str) -> tuple[Table, ...]:
     """Throughput and latency over the number of callers."""
@@ -187,6 +203,18 @@ TABLES: Final[Mapping[str, tuple[Table, ...]]] = {
         _owned("cluster", "p50 by 1 caller in a cluster, ms", "p50_ms", "cluster", 1),
         Table("digest", "The digest in a load by 256 callers", "storage", _DIGEST),
     ),
+    "near": (
+        Table("hits", "Sessions a second in one process, decoded", "codec", _HITS),
+        Table(
+            *("calls", "Remote calls per 1,000 requests, by requests a second for a session"),
+            *("max_staleness", {"{}: measured": "per_thousand", "formula": "formula"}, "rate"),
+        ),
+        Table("latency", "A load by 1 caller", "way", _NEAR, "rtt_ms", where={"callers": 1}),
+        Table("cpu", "Loads by 32 callers", "way", _NEAR_CPU, where={"callers": 32}),
+        Table("revoked", "From an acknowledged delete to the refusal, ms", "replica", _REVOKED),
+        Table("price", "Time of the server for a save, us", "way", _PRICE, "subscribers"),
+        Table("pays", "Where a near cache pays", "link", _PAYS),
+    ),
     "shared": (*_closed(_LOOPS, "Loads a second"), _CPU, _OVER),
     "arrivals": _open(_LOOPS),
     "tls": (*_closed(_LOOPS, "Loads a second"), _CPU, *_open(_LOOPS)),
@@ -254,6 +282,15 @@ PLOTS: Final[Mapping[str, tuple[Plot, ...]]] = {
     ),
     "cas": (_bars("cas-throughput", "Saves, with and without a condition", "server", "saves"),),
     "principals": (),
+    "near": (
+        Plot(
+            *("near-latency", "Mean latency of a load by 1 caller, over the RTT", "rtt_ms"),
+            *({"mean, ms (logarithmic)": ("mean_ms",)}, "way"),
+            where={"callers": 1},
+            log="xy",
+            columns=1,
+        ),
+    ),
     "shared": (
         _lines(
             *("shared-summary", "Loading and renewing sessions of 800 bytes", _BOTH),

@@ -5,8 +5,10 @@
 - Each client has a fresh process in every round. A closed loop is warmed up first.
 """
 
+import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, product
@@ -212,6 +214,12 @@ def _listed(counts: dict[str, int], times: int) -> str:
     """Commands with the number of their calls in one operation."""
     each = {name: count / times for name, count in counts.items()}
     return ", ".join(name + (f" x{count:g}" if count != 1 else "") for name, count in each.items())
+
+
+def alone(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def rows_of(samples: Samples) -> list[Row]:

@@ -107,7 +107,8 @@ def _check(found: int, size: int) -> None:
         raise RuntimeError(f"{found} sessions instead of {size}")
 
 
-def _connect(url: str) -> AbstractAsyncContextManager[RedisStorage[Any]]:
+def connect(url: str) -> AbstractAsyncContextManager[RedisStorage[Any]]:
+    """A storage on a server or, with `ON_CLUSTER`, on a cluster."""
     if url.startswith(ON_CLUSTER):
         return ours_on_cluster(url.removeprefix(ON_CLUSTER), _TTL)
     return storage_of(url, _TTL)
@@ -117,5 +118,5 @@ def _operations(way: str, storage: RedisStorage[Any]) -> Operations:
     return _Client(way, storage).operations()
 
 
-OWNED: Final = {way: Way(_connect, partial(_operations, way)) for way in (WITHOUT, WITH, CHECKED)}
+OWNED: Final = {way: Way(connect, partial(_operations, way)) for way in (WITHOUT, WITH, CHECKED)}
 """By owner. `CHECKED` is `get(id, principal=...)`, and `create` with `max_per_principal`."""

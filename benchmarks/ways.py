@@ -46,7 +46,7 @@ def _storage(storage: RedisStorage[Any]) -> Operations:
     async def save(id: str, when: When) -> None:
         if id not in loaded:
             loaded[id] = await storage.load(id)
-            loaded[id].principal = None  # else there is no plain SET
+            loaded[id].principal = None  # else it writes an index, too
         await storage.store(loaded[id], when=when)
 
     return {
@@ -244,13 +244,13 @@ ALTERNATIVES: Final[dict[str, Way]] = {
     LOCAL: Way(
         _no_client,
         _local,
-        "this process only; the least cost of a hit in a near cache",
+        "this process only",
         round_trips=0,
     ),
 }
 """The ways to load a session and renew its TTL, with the guarantees of each."""
 
-ALWAYS: Final = "store, When.ALWAYS: a plain SET"
+ALWAYS: Final = "store, When.ALWAYS"
 UNCHANGED: Final = "store, When.UNCHANGED: compare and set"
 SAVES: Final[dict[str, Way]] = {
     "SET, redis.asyncio, pool": Way(blocking, _raw_set),

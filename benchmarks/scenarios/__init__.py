@@ -8,6 +8,7 @@ from .arrivals import arrivals, tls
 from .closed import cas, load, peers, shared
 from .local import codecs, local
 from .memory import memory
+from .near import near
 from .principals import principals
 from .rtt import rtt
 from .server import server
@@ -17,6 +18,6 @@ SCENARIOS: dict[str, Callable[[Bench], Result]] = {
     each.__name__: each
     for each in (
         *(load, rtt, server, peers, local, codecs),
-        *(cas, principals, shared, arrivals, tls, web, memory),
+        *(cas, principals, near, shared, arrivals, tls, web, memory),
     )
 }

@@ -60,8 +60,8 @@ _LOAD: Final = [
 ]
 _CAS: Final = [
     Compared(
-        "A compare-and-set save costs little more than a plain SET",
-        "SET at most 1.3 times as many a second, 32 callers",
+        "A compare-and-set save costs little more than an unconditional one",
+        "the latter at most 1.3 times as many a second, 32 callers",
         *(ways.ALWAYS, ways.UNCHANGED, 1.3, (32,)),
     )
 ]

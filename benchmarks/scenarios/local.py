@@ -3,21 +3,19 @@
 import asyncio
 import gc
 import math
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyperf
 
-from ..measure import Bench
+from ..measure import Bench, alone
 from ..micro import Clock, filled
 from ..results import Result, Row, select, stat
 from ..workload import TTL, sealed, session
@@ -70,11 +68,9 @@ def local(bench: Bench) -> Result:
     for size in bench.steps("local storage", _SIZES[:2] if bench.quick else _SIZES):
         row: Row = {"sessions": size}
         row |= {f"{labels['does']}_us": us for labels, us in _timed(bench, "local", size)}
-        measured = []
-        for _ in range(1 if size == _SIZES[-1] else rounds):
-            # A process for each, because its memory includes earlier sizes.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured.append(process.submit(_measure, size).result())
+        # Processes of their own, because the memory of one includes earlier sizes.
+        times = 1 if size == _SIZES[-1] else rounds
+        measured = [alone(_measure, size) for _ in range(times)]
         row |= {name: stat(each[name] for each in measured) for name in measured[0]}
         rows.append(row | {"measured": len(measured)})
     facts = {"record_bytes": str(len(sealed(session())))}

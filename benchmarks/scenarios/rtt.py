@@ -11,13 +11,12 @@ from tests.support.proxy_process import ProxyProcess, proxy_process
 
 from ..client import Job
 from ..measure import Bench, Group, rows_of
-from ..results import Result, Row, judge, select, stat
+from ..results import Result, Row, judge, stat
 from ..servers import targets
-from ..ways import ALTERNATIVES, LOCAL, SHARED_GETEX
+from ..ways import ALTERNATIVES
 
 _DELAYS_MS: Final = (0.0, 0.25, 0.5, 1.0, 5.0, 20.0)
 _PING: Final = "a bare ping"
-_HIT_RATIO: Final = 0.9
 
 
 def rtt(bench: Bench) -> Result:
@@ -58,7 +57,7 @@ def rtt(bench: Bench) -> Result:
         if expected := way.round_trips:
             claim, target_text = "Latency grows with the round-trip time", f"by {expected} for 1"
             claims.append(judge(claim, target_text, slopes, _within_a_tenth(expected), name))
-    return bench.result("rtt", rows, claims=claims, facts=_near_cache(rows), rounds=rounds)
+    return bench.result("rtt", rows, claims=claims, rounds=rounds)
 
 
 def _within_a_tenth(expected: int) -> Callable[[float], bool]:
@@ -76,24 +75,3 @@ def _ping(proxy: ProxyProcess) -> list[float]:
             connection.recv(64)
             times.append((time.perf_counter() - start) * 1000)
     return times[5:]
-
-
-def _near_cache(rows: list[Row]) -> dict[str, str]:
-    """The time that a near cache would save, and its parts."""
-
-    def p50(way: str, delay: float) -> float:
-        (row,) = select(rows, way=way, rtt_ms=delay, callers=1)
-        return float(row["p50_ms"]["median"])
-
-    hit = p50(LOCAL, 0.0)
-    overhead = statistics.median(
-        p50(SHARED_GETEX, delay) - p50(_PING, delay) for delay in _DELAYS_MS
-    )
-    facts = {
-        "hit_ms": f"{hit:.3f}",
-        "hit_ratio": f"{_HIT_RATIO:.0%}",
-        "overhead_ms": f"{overhead:.2f}",
-    }
-    for delay in _DELAYS_MS:
-        facts[f"saved_ms_at_{delay:g}"] = f"{_HIT_RATIO * (delay + overhead - hit):.2f}"
-    return facts

@@ -28,7 +28,12 @@ def server(bench: Bench) -> Result:
                 primary = stack.enter_context(embedded(name, *_DURABLE))
                 stack.enter_context(replica(name, primary))
                 target = stack.enter_context(measured(primary.url))
-            rows += _costs(bench, target, loads)
+            jobs = [
+                Job(name, target.label, target.url, target.ids)
+                for name, way in ALTERNATIVES.items()
+                if way.round_trips
+            ]
+            rows += costs(bench, target, jobs, loads)
     facts: dict[str, str] = {}
     for figure in ("executing_us", "replicated_bytes", "appended_bytes"):
         for way, slug in ((GET, "get"), (GETEX, "getex"), (SET_AGAIN, "set-again")):
@@ -39,20 +44,16 @@ def server(bench: Bench) -> Result:
     return bench.result("server", rows, facts=facts, loads=loads, callers=32, seconds=None)
 
 
-def _costs(bench: Bench, target: MeasuredServer, loads: int) -> list[Row]:
+def costs(bench: Bench, target: MeasuredServer, jobs: list[Job], times: int) -> list[Row]:
+    """The costs of one operation of each client, by 32 callers."""
     found: dict[str, list[dict[str, float]]] = {}
-    direct, ids = target.direct, target.ids
-    jobs = [
-        Job(name, target.label, target.url, ids)
-        for name, way in ALTERNATIVES.items()
-        if way.round_trips
-    ]
+    direct = target.direct
     with bench.clients(jobs) as clients:
         for client in clients:
-            client.measure(Run(callers=32, times=len(ids)))
+            client.measure(Run(callers=32, times=len(target.ids)))
         for client in bench.steps(f"what {target.label} pays", clients * bench.rounds):
             before = Snapshot.of(direct)
-            client.measure(Run(callers=32, times=loads))
+            client.measure(Run(callers=32, times=times))
             time.sleep(0.05)  # the log and the replica receive their bytes
             spent = Snapshot(Snapshot.of(direct) - before)
             figures = {
@@ -63,7 +64,7 @@ def _costs(bench: Bench, target: MeasuredServer, loads: int) -> list[Row]:
             for name in ("replicated", "appended"):
                 if name in before:
                     figures[f"{name}_bytes"] = spent[name]
-            each = {name: value / loads for name, value in figures.items()}
+            each = {name: value / times for name, value in figures.items()}
             found.setdefault(client.job.way, []).append(each)
     return [
         {"server": target.label, "way": way}
