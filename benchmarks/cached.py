@@ -1,11 +1,10 @@
 """The near cache: ways to load through it, and measurements that run in fresh processes."""
 
 import asyncio
-import gc
-import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from aiosessions import (
     RedisStorage,
     Session,
     SessionNotFound,
-    When,
+    Storage,
     new_session_id,
 )
 from aiosessions.record import encode
@@ -52,7 +51,7 @@ def _mixed(hits: float, client: NearCache[Any] | RedisStorage[Any]) -> Operation
     """Load a few hot sessions, and in between others, which were evicted since their last load."""
     ids: list[str] = []
     every = round(100 / (100 - hits)) if hits < 100 else 0
-    hot = cold = count = 0
+    count = 0
 
     async def prepare(id: str) -> None:
         ids.append(id)
@@ -60,13 +59,11 @@ def _mixed(hits: float, client: NearCache[Any] | RedisStorage[Any]) -> Operation
             await client.load(id)
 
     async def load(_: str) -> Session[Any]:
-        nonlocal hot, cold, count
+        nonlocal count
         count += 1
         if every and count % every == 0:
-            cold += 1
-            return await client.load(ids[_HOT + cold % (len(ids) - _HOT)])
-        hot += 1
-        return await client.load(ids[hot % _HOT])
+            return await client.load(ids[_HOT + count // every % (len(ids) - _HOT)])
+        return await client.load(ids[count % _HOT])
 
     return {"prepare": prepare, "load": load}
 
@@ -100,56 +97,53 @@ CACHED: Final = THROUGH | {SILENT: Way(_without_publish, SAVES[UNCHANGED].operat
 # Each of the following functions runs in a process of its own.
 
 
-def hits(seconds: float, seed: int) -> list[Row]:
+def hits(seconds: float) -> list[Row]:
     """Count hits a second, and what bounds them, for each codec."""
-    return asyncio.run(_hits(seconds, seed))
-
-
-async def _hits(seconds: float, seed: int) -> list[Row]:
-    typed = msgspec.convert(session().data, Data)
+    plain = session().data
+    typed = msgspec.convert(plain, Data)
     codecs: dict[str, tuple[Codec[Any], Any]] = {
-        "JsonCodec": (JsonCodec(), session().data),
+        "JsonCodec": (JsonCodec(), plain),
         "JsonCodec(Data)": (JsonCodec(Data), typed),
-        "MsgpackCodec": (MsgpackCodec(), session().data),
+        "MsgpackCodec": (MsgpackCodec(), plain),
         "MsgpackCodec(Data)": (MsgpackCodec(Data), typed),
     }
-    rows: list[Row] = []
-    cells: list[tuple[Row, str, Callable[[], Awaitable[None]]]] = []
-    for name, (codec, data) in codecs.items():
-        storage = LocalStorage[Any](ttl=TTL, codec=codec)
-        cache = NearCache(storage, max_staleness=TTL / 2)
-        ids, payloads = [new_session_id() for _ in range(SESSIONS)], []
-        made = session()
-        made.data = data
-        for made.id in ids:
-            await cache.store(made)
-            payloads.append(encode(made, codec)[0])
-        rows.append({"codec": name, "bytes": len(payloads[0])})
-        for figure, run in {
-            "hits": partial(_each, cache.load, ids),
-            "local_loads": partial(_each, storage.load, ids),
-            "decodes": partial(_decode, codec.decode, payloads),
-        }.items():
-            cells.append((rows[-1], figure, run))
-    for row, figure, run in random.Random(seed).sample(cells, len(cells)):  # noqa: S311
+    return [
+        {"codec": name} | asyncio.run(_hits(codec, data, seconds))
+        for name, (codec, data) in codecs.items()
+    ]
+
+
+async def _hits(codec: Codec[Any], data: Any, seconds: float) -> Row:
+    storage = LocalStorage[Any](ttl=TTL, codec=codec)
+    cache = NearCache(storage, max_staleness=TTL / 2)
+    made = sessions()
+    for each in made:
+        each.data = data
+        await cache.store(each)
+    payloads = [encode(each, codec)[0] for each in made]
+
+    async def load(through: Storage[Any]) -> None:
+        for each in made:
+            await through.load(each.id)
+
+    async def decode() -> None:
+        for payload in payloads:
+            codec.decode(payload)
+
+    row: Row = {"bytes": len(payloads[0])}
+    runs: dict[str, Callable[[], Awaitable[None]]] = {
+        "hits": partial(load, cache),
+        "local_loads": partial(load, storage),
+        "decodes": decode,
+    }
+    for figure, run in runs.items():
         await run()
-        gc.collect()
-        start, runs = time.perf_counter(), 0
+        start, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             await run()
-            runs += 1
-        row[figure] = runs * SESSIONS / elapsed
-    return rows
-
-
-async def _each(load: Callable[[str], Awaitable[object]], ids: list[str]) -> None:
-    for id in ids:
-        await load(id)
-
-
-async def _decode(decode: Callable[[bytes], object], payloads: list[bytes]) -> None:
-    for payload in payloads:
-        decode(payload)
+            count += SESSIONS
+        row[figure] = count / elapsed
+    return row
 
 
 class _Counting(LocalStorage[Any]):
@@ -164,43 +158,46 @@ def remote_calls(staleness: float, rate: float, requests: int, seed: int) -> flo
     """Count remote calls per thousand Poisson requests for one session, on a fake clock."""
 
     async def count() -> float:
-        clock, made, draw = FakeClock(), session(), random.Random(seed)  # noqa: S311
+        clock, made, draw = FakeClock(), session(), random.Random(f"{staleness} {rate} {seed}")  # noqa: S311
         storage = _Counting(ttl=TTL, clock=clock)
         cache = NearCache(storage, max_staleness=staleness, clock=clock)
         await storage.store(made)
-        for _ in range(requests):
+        latest = 0
+        for number in range(requests):
             clock.advance(draw.expovariate(rate))
+            before = storage.loads
             await cache.load(made.id)
-        return 1000 * storage.loads / requests
+            if storage.loads > before:
+                latest = number
+        # From the first remote call to the latest, which are whole periods.
+        return 1000 * (storage.loads - 1) / latest
 
     return asyncio.run(count())
-
-
-class _Discarding(LocalStorage[Any]):
-    async def store(self, session: Session[Any], *, when: When = When.ALWAYS) -> None:  # noqa: ARG002
-        session.revision = new_session_id()[:16]  # as from a server, not shared
 
 
 def memory(count: int) -> float:
     """Measure the bytes of memory that a copy takes."""
 
     async def fill() -> float:
-        storage = _Discarding(ttl=TTL)
+        storage = LocalStorage[Any](ttl=TTL, max_sessions=1)
         cache = NearCache(storage, max_staleness=TTL / 2, max_sessions=count, max_bytes=2**40)
         made = session()
         await cache.store(made)
-        gc.collect()
-        empty = psutil.Process().memory_info().rss
-        for _ in itertools.repeat(None, count):
+        empty: int = psutil.Process().memory_info().rss
+        for _ in range(count):
             made.id = new_session_id()
             await cache.store(made)
-        return (psutil.Process().memory_info().rss - empty) / count
+        full: int = psutil.Process().memory_info().rss
+        return (full - empty) / count
 
     return asyncio.run(fill())
 
 
 def refuse(url: str, staleness: float, announces: bool, pipe: Any) -> None:  # noqa: FBT001
-    """Be a replica: cache each session, load it until it is gone, and send the time of that."""
+    """Be a replica: cache each session, and load it until it is gone.
+
+    It then sends the time of the refusal, and that at which the last accepted load began.
+    """
     ids = pipe.recv()
 
     async def poll() -> None:
@@ -214,25 +211,23 @@ def refuse(url: str, staleness: float, announces: bool, pipe: Any) -> None:  # n
             for id in ids:
                 await cache.load(id)
                 pipe.send("cached")
-                while await _lives(cache, id):  # noqa: ASYNC110
-                    await asyncio.sleep(0)  # a hit does not yield
-                pipe.send(time.monotonic())
+                accepted = start = time.monotonic()
+                with suppress(SessionNotFound):
+                    while True:
+                        start = time.monotonic()
+                        await cache.load(id)
+                        accepted = start
+                        await asyncio.sleep(0)  # a hit does not yield
+                pipe.send((time.monotonic(), accepted))
 
     asyncio.run(poll())
 
 
-async def _lives(cache: NearCache[Any], id: str) -> bool:
-    try:
-        await cache.load(id)
-    except SessionNotFound:
-        return False
-    return True
+async def delete(url: str, count: int, pipe: Any) -> list[list[float]]:
+    """Delete sessions that a replica has cached.
 
-
-async def delete(url: str, count: int, pipe: Any) -> list[float]:
-    """Delete sessions, and measure the milliseconds until the replica refuses each of them.
-
-    The pipe first sends the replica the ids.
+    Returns:
+        For each, the milliseconds from the acknowledgement to the two times that the replica sends.
     """
     delays = []
     async with connect(url) as storage:
@@ -240,9 +235,9 @@ async def delete(url: str, count: int, pipe: Any) -> list[float]:
         for each in made:
             await storage.store(each)
         pipe.send([each.id for each in made])
-        for each in made:
+        for id in [each.id for each in made]:
             pipe.recv()
-            await storage.delete(each.id)
+            await storage.delete(id)
             acknowledged = time.monotonic()
-            delays.append((pipe.recv() - acknowledged) * 1000)
+            delays.append([(each - acknowledged) * 1000 for each in pipe.recv()])
     return delays

@@ -105,6 +105,7 @@ _HITS: Final = {
     "LocalStorage.load": "local_loads",
     "codec.decode alone": "decodes",
 }
+_CALLS_LEFT: Final = {"{} a second: measured": "per_thousand", "formula": "formula"}
 _NEAR: Final = {"+{} ms: mean, ms": "mean_ms", "p50": "p50_ms", "p99": "p99_ms"}
 _NEAR_CPU: Final = {"loads a second": "throughput", "CPU for a load, us": "cpu_us"}
 _REVOKED: Final = {"p50": "p50_ms", "p99": "p99_ms", "longest": "longest_ms"}
@@ -205,10 +206,7 @@ TABLES: Final[Mapping[str, tuple[Table, ...]]] = {
     ),
     "near": (
         Table("hits", "Sessions a second in one process, decoded", "codec", _HITS),
-        Table(
-            *("calls", "Remote calls per 1,000 requests, by requests a second for a session"),
-            *("max_staleness", {"{}: measured": "per_thousand", "formula": "formula"}, "rate"),
-        ),
+        Table("calls", "Remote calls per 1,000 requests", "max_staleness", _CALLS_LEFT, "rate"),
         Table("latency", "A load by 1 caller", "way", _NEAR, "rtt_ms", where={"callers": 1}),
         Table("cpu", "Loads by 32 callers", "way", _NEAR_CPU, where={"callers": 32}),
         Table("revoked", "From an acknowledged delete to the refusal, ms", "replica", _REVOKED),

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from .declared import Plot
 from .results import Result, Row, select
@@ -136,7 +136,8 @@ def _lines(panel: Axes, plot: Plot, rows: Sequence[Row], names: Sequence[str]) -
         panel.set_ylim(0, panel.get_ylim()[1] * 1.05)
     panel.xaxis.set_major_formatter(plain)
     panel.yaxis.set_major_formatter(plain)
-    panel.yaxis.set_minor_formatter(plain)
+    low, high = panel.get_ylim()
+    panel.yaxis.set_minor_formatter(plain if high < 500 * max(low, 1e-9) else NullFormatter())
     panel.set_xlabel(plot.x + (" (logarithmic)" if "x" in plot.log else ""))
 
 

@@ -5,15 +5,13 @@ one `redis.asyncio` client with a blocking pool of 64 connections.
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis, RedisCluster
 
 from aiosessions import LocalStorage, RedisStorage, Session, SessionManager, When
-from aiosessions.redis._commands import Template
-from aiosessions.redis._routing import Router
 
 from .drivers import (
     PLAIN_POOL,
@@ -139,25 +137,6 @@ def _raw_set(client: "Redis") -> Operations:
     return {"load": save}
 
 
-_GET: Final = Template(b"GET", None, replies=(bytes, type(None)), retryable=True, bulky=True)
-_PEXPIRE: Final = Template(b"PEXPIRE", None, b"%d" % TTL_MS, replies=(int,))
-
-
-@asynccontextmanager
-async def _router(url: str) -> AsyncIterator[Router]:
-    async with Redis.from_url(url) as client, aclosing(Router(client, 30.0, 1)) as router:
-        yield router
-
-
-def _shared_get_expire(router: Router) -> Operations:
-    async def load(id: str) -> Session[Any]:
-        record = await router.call(_GET.fill(router.deadline(), key(id).encode()))
-        await router.call(_PEXPIRE.fill(router.deadline(), key(id).encode()))
-        return opened(record, id)
-
-    return {"load": load}
-
-
 def _local(_: None) -> Operations:
     storage = LocalStorage[Any](ttl=TTL, codec=CODEC, max_sessions=SESSIONS)
     return {"prepare": lambda id: storage.store(session(id=id)), "load": storage.load}
@@ -207,12 +186,6 @@ ALTERNATIVES: Final[dict[str, Way]] = {
         _decoded(_get_expire),
         "not atomic: a session can die between the two, and a reader that dies there renews "
         "nothing",
-        round_trips=2,
-    ),
-    "GET, then EXPIRE, one shared connection": Way(
-        _router,
-        _shared_get_expire,
-        "as above; separates the cost of the second round trip from that of the pool",
         round_trips=2,
     ),
     PIPELINE: Way(
