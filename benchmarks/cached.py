@@ -1,4 +1,4 @@
-"""The near cache: ways to load through it, and measurements that run in fresh processes."""
+"""The near cache: ways to load through it, and measurements outside of a client process."""
 
 import asyncio
 import random
@@ -94,11 +94,8 @@ THROUGH: Final[dict[str, Way]] = {
 CACHED: Final = THROUGH | {SILENT: Way(_without_publish, SAVES[UNCHANGED].operations)}
 
 
-# Each of the following functions runs in a process of its own.
-
-
 def hits(seconds: float) -> list[Row]:
-    """Count hits a second, and what bounds them, for each codec."""
+    """Count hits, loads from `LocalStorage` and decoded payloads a second, for each codec."""
     plain = session().data
     typed = msgspec.convert(plain, Data)
     codecs: dict[str, tuple[Codec[Any], Any]] = {

@@ -35,7 +35,7 @@ _SILENCE: Final = "no announcements"
 
 def near(bench: Bench) -> Result:
     """Measure on one server and, except on --url, revocation on a cluster, too."""
-    rounds = 1 if bench.quick else bench.rounds
+    rounds = 1 if bench.quick else min(bench.rounds, 6)
     claims: list[Claim] = []
     rows = [*_hits(bench, rounds, claims), *_calls(bench, rounds, claims)]
     copies = [alone(cached.memory, 10_000 if bench.quick else 100_000) for _ in range(rounds)]
