@@ -18,7 +18,7 @@ from ..measure import Bench, Group, Samples, alone, rows_of
 from ..owned import ON_CLUSTER
 from ..results import Claim, Result, Row, judge, select, stat
 from ..servers import MeasuredServer, targets
-from ..tables import shown
+from ..tables import number
 from ..ways import UNCHANGED
 from ..workload import PREFIX
 from .closed import exactly, sessions_on_cluster
@@ -63,7 +63,7 @@ def near(bench: Bench) -> Result:
     (announced,) = select(rows, replica="one server")
     facts |= {
         "deviation": f"{deviation:.1f}",
-        "hits": shown(stat([codec["hits"]["median"]])),
+        "hits": number(codec["hits"]["median"]),
         "decode_us": f"{decode_us:.1f}",
         "over_decode_us": f"{hit_us - decode_us:.1f}",
         "revoked_p99_ms": f"{announced['p99_ms']['median']:.1f}",
@@ -199,7 +199,7 @@ def _pays(samples: Samples, claims: list[Claim], facts: dict[str, str]) -> Itera
             load - (0.9 * hit + 0.1 * miss)
             for load, miss, hit in zip(loads, misses, hits, strict=True)
         ]
-        facts[f"pays_at_{rtt}"] = f"{statistics.median(pays):.0f}"
+        facts[f"pays_at_{rtt}"] = number(statistics.median(pays))
         facts[f"saved_ms_at_{rtt}"] = f"{statistics.median(saved):.2f}"
         if rtt:
             claim = f"The near cache makes loads faster at {rtt} ms RTT"
@@ -208,5 +208,5 @@ def _pays(samples: Samples, claims: list[Claim], facts: dict[str, str]) -> Itera
             "pays": stat(pays)
         }
     cpu = shares(*(find(way, 0, "cpu_us", 32) for way in (NO_CACHE, MISS, HIT)))
-    facts["pays_cpu"] = f"{statistics.median(cpu):.0f}"
+    facts["pays_cpu"] = number(statistics.median(cpu))
     yield {"link": "CPU of the client, 32 callers", "pays": stat(cpu)}
