@@ -406,7 +406,7 @@ async def test_command_at_the_end_of_the_task_waits() -> None:
                 scheduled.append(loop.call_soon(connection.send, late))
 
         factory = connection_factory(Redis(port=port))
-        connection = Connection(factory, LONG, on_outage, ("127.0.0.1", port))
+        connection = Connection(factory, LONG, on_outage, ("127.0.0.1", port), on_outage)
         first = INFO.fill(loop.time() + 0.05)
         connection.send(first)
         await first.future

@@ -12,6 +12,8 @@ The route of a load, from the top down:
 - _pipeline.py holds the commands in order, with their deadlines and bounds, and does no I/O.
 - _channel.py parses the bytes that arrive; each reply resolves the future of the oldest command.
 - _commands.py and _scripts.py list every command that is ever sent.
+
+_announcements.py and _subscription.py hear of changes on connections of their own.
 """
 
 from .health import RedisStatistics, ServerHealth

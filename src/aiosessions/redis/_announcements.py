@@ -8,31 +8,23 @@ Invariants:
 
 - Listeners hear `resumed` only while every server has confirmed the subscription. They hear
   `interrupted` as soon as one is lost: pub/sub repeats no message.
-- A server that is silent for a `timeout` counts as lost, so PING asks for a sign of life.
-- The tasks belong to the router, and end with it. They run in empty contexts.
+- A server whose connection for commands was made anew counts as lost, because its address may name
+  another one now.
+- The tasks end with the storage, and when nobody listens. They run in empty contexts.
 """
 
 import asyncio
 import contextvars
 import logging
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
-
-import hiredis
+from typing import Any
 
 from ..errors import SessionError
 from ..storage import StorageListener
-from . import _commands as commands
-from ._driver import Address, ConnectionFactory, Receiver, Transport, address_of, open_connection
-from ._errors import ConnectError, ErrorReply, ProtocolError, lost, reason
-
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 2.0
-_DIGEST: Final = 32
-_MORE: Final = object()
+from ._driver import Address, ConnectionFactory
+from ._subscription import Follower
 
 _log = logging.getLogger("aiosessions")
 
@@ -51,54 +43,79 @@ class Announcements:
         self,
         channel: bytes,
         timeout: float,
-        servers: Callable[[float], Awaitable[list[Address]]],
+        servers: Callable[[float], Awaitable[Collection[Address]]],
         factory: Callable[[Address], ConnectionFactory],
     ) -> None:
         self._channel = channel
         self._timeout = timeout
         self._servers = servers
         self._factory = factory
-        self._listeners: list[StorageListener] = []
-        self._followers: dict[Address, _Follower] = {}
+        self._listeners: dict[object, StorageListener] = {}
+        self._followers: dict[Address, Follower] = {}
         self._task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()  # with those that are ending
+        self._restart: asyncio.TimerHandle | None = None
+        self._lost = asyncio.Event()
         self._complete: bool | None = None  # None until the listeners know
+        self._closed = False
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
         """See `AnnouncingStorage.listen`."""
-        self._listeners.append(listener)
+        token = object()
+        self._listeners[token] = listener
         if self._complete is not None:
-            (listener.resumed if self._complete else listener.interrupted)()
-        return partial(self._listeners.remove, listener)
+            _tell(listener.resumed if self._complete else listener.interrupted)
+        return partial(self._forget, token)
+
+    def _forget(self, token: object) -> None:
+        self._listeners.pop(token, None)
+        if not self._listeners:
+            self._stop()
 
     def start(self) -> None:
         """Follow the servers, from the event loop that runs, if anyone listens."""
-        if self._listeners and self._task is None:
-            self._changed = asyncio.Event()
-            self._task = asyncio.get_running_loop().create_task(
-                self._run(), name="aiosessions: announcements", context=contextvars.Context()
-            )
+        if self._listeners and self._task is None and not self._closed:
+            self._lost = asyncio.Event()
+            self._task = self.spawn(self._run(), "aiosessions: announcements")
+            self._task.add_done_callback(self._ended, context=contextvars.Context())
 
     def abandon(self) -> None:
         """Forget the tasks of an event loop that was closed."""
-        self._task = None
+        self._task = self._restart = None
+        self._tasks.clear()
         self._followers.clear()
         self.check()
 
-    def look_again(self) -> None:
-        """Find the servers anew: they may have changed."""
-        self._changed.set()
-
     def close(self) -> None:
-        """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
+        """Stop following for good."""
+        self._closed = True
+        self._stop()
 
     async def aclose(self) -> None:
-        """Stop following, and wait until the tasks have ended."""
+        """Stop following for good, and wait until the tasks have ended."""
         self.close()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def follow(self, servers: Collection[Address]) -> None:
+        """Follow these servers, and no others."""
+        if self._task is None:
+            return
+        for address in self._followers.keys() - set(servers):
+            self._followers.pop(address).task.cancel()
+        for address in servers:
+            known = self._followers.get(address)
+            if known is None or known.task.done():
+                follower = Follower(self, self._factory(address), self._channel, self._timeout)
+                self._followers[address] = follower
+                follower.start()
+        if self._complete is not None:  # else the first confirmation, or failure, tells
+            self.check()
+
+    def renew(self, address: Address) -> None:
+        """Subscribe anew: the address of a server may name another one now."""
+        if follower := self._followers.get(address):
+            follower.renew()
 
     def check(self) -> None:
         """Tell the listeners if the announcements have become complete, or incomplete."""
@@ -106,169 +123,67 @@ class Announcements:
         complete = bool(followers) and all(each.confirmed for each in followers)
         if complete is not self._complete:
             self._complete = complete
-            for listener in tuple(self._listeners):
-                (listener.resumed if complete else listener.interrupted)()
-            self.look_again()
+            for listener in tuple(self._listeners.values()):
+                _tell(listener.resumed if complete else listener.interrupted)
+            if not complete:
+                self._lost.set()
 
-    def heard(self, message: bytes) -> None:
+    def heard(self, digest: str, revision: str) -> None:
         """Pass an announcement on."""
-        text = message.decode("ascii", "replace")
-        for listener in tuple(self._listeners):
-            listener.changed(text[:_DIGEST], text[_DIGEST:])
+        for listener in tuple(self._listeners.values()):
+            _tell(partial(listener.changed, digest, revision))
 
-    async def _run(self) -> None:
-        """Follow each server, until the task is cancelled."""
+    def spawn(self, run: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Start a task that `aclose` waits for."""
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                self._changed.clear()
-                try:
-                    self._follow(await self._servers(loop.time() + self._timeout))
-                except SessionError:
-                    self.check()
-                # While a server is lost, another one may have taken its place.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(None if self._complete else self._timeout / 4):
-                        await self._changed.wait()
-        finally:
-            tasks = [each.task for each in self._followers.values()]
-            self._followers.clear()
-            for task in tasks:
-                task.cancel()
-            self.check()
-            if tasks:
-                await asyncio.wait(tasks)
-
-    def _follow(self, servers: list[Address]) -> None:
-        for address in self._followers.keys() - set(servers):
-            self._followers.pop(address).task.cancel()
-        for address in servers:
-            known = self._followers.get(address)
-            if known is None or known.task.done():
-                factory = self._factory(address)
-                follower = _Follower(self, factory, self._channel, self._timeout)
-                self._followers[address] = follower
-        if self._complete is not None:  # else the first confirmation, or failure, tells
-            self.check()
-
-
-class _Follower:
-    """The subscription to one server, which is made again whenever it is lost.
-
-    Attributes:
-        confirmed: Whether the server sends each announcement.
-        task: The task.
-    """
-
-    def __init__(
-        self, owner: Announcements, factory: ConnectionFactory, channel: bytes, timeout: float
-    ) -> None:
-        self._owner = owner
-        self._factory = factory
-        self._channel = channel
-        self._timeout = timeout
-        self._address = "the server"
-        self._failures = 0
-        self.confirmed = False
-        self.task = asyncio.get_running_loop().create_task(
-            self._run(), name="aiosessions: subscription", context=contextvars.Context()
-        )
-
-    def confirm(self) -> None:
-        """Take the server's confirmation."""
-        self.confirmed = True
-        self._failures = 0
-        self._owner.check()
-
-    def lose(self) -> None:
-        """Note that announcements may be missing from now on."""
-        self.confirmed = False
-        self._owner.check()
-
-    def heard(self, message: bytes) -> None:
-        """Pass an announcement on."""
-        self._owner.heard(message)
+        task = loop.create_task(run, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=contextvars.Context())
+        return task
 
     async def _run(self) -> None:
+        """Find the servers, and find them again while one of them is lost."""
+        await asyncio.sleep(0)  # an eager task would run before `start` has noted it
+        loop = asyncio.get_running_loop()
         while True:
-            error = await self._subscribed()
-            if not self._failures:
-                _log.warning("no announcements of %s: %s", self._address, reason(error))
-            pause = min(_FIRST_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
-            self._failures += 1
-            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only jitter
+            try:
+                self.follow(await self._servers(loop.time() + self._timeout))
+            except SessionError:
+                self.check()
+            self._lost.clear()
+            # While a server is lost, another one may have taken its place.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if self._complete else self._timeout / 4):
+                    await self._lost.wait()
 
-    async def _subscribed(self) -> Exception:
-        """Subscribe, and return the reason for which the subscription has ended."""
-        socket = _Socket(self)
-        transport: Transport | None = None
-        try:
-            connection = self._factory()
-            self._address = address_of(connection)
-            transport = await open_connection(connection, socket, self._timeout)
-            self._address = address_of(connection)  # which Sentinel has told
-            transport.write(commands.subscribe(self._channel))
-            while True:
-                socket.silent = True
-                await asyncio.wait([socket.ended], timeout=self._timeout / 2)
-                if socket.ended.done():
-                    return socket.ended.result()
-                if socket.silent:
-                    return TimeoutError()
-                transport.write(commands.PING)
-        except ConnectError as error:
-            return error.with_traceback(None)
-        finally:
-            socket.end(TimeoutError())
-            if transport is not None:
-                transport.abort()
+    def _stop(self) -> None:
+        """Follow nothing. The listeners know when this returns."""
+        tasks = [each.task for each in self._followers.values()]
+        if self._task is not None:
+            tasks.append(self._task)
+        self._task = None
+        self._followers.clear()
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        for task in tasks:
+            if not task.get_loop().is_closed():
+                task.cancel()
+        if self._complete:
+            self.check()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Start again later if the application has cancelled the task."""
+        if self._task is task:
+            self._stop()
+            self._restart = task.get_loop().call_later(
+                self._timeout / 4, self.start, context=contextvars.Context()
+            )
 
 
-class _Socket(Receiver):
-    """One socket with a subscription.
-
-    Attributes:
-        ended: Gets the reason when the socket is lost.
-        silent: Whether nothing has arrived since this was set.
-    """
-
-    def __init__(self, follower: _Follower) -> None:
-        self._follower = follower
-        self._reader = hiredis.Reader(
-            protocolError=ProtocolError, replyError=ErrorReply, notEnoughData=_MORE
-        )
-        self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self.silent = False
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the transport."""
-        self._reader.feed(data)
-        try:
-            while (reply := self._reader.gets()) is not _MORE:
-                self.reply_received(reply)
-        except ProtocolError as error:
-            self.end(ProtocolError(*error.args))
-
-    def reply_received(self, reply: Any) -> None:
-        """See `Receiver.reply_received`."""
-        self.silent = False
-        if self.ended.done():
-            return
-        if isinstance(reply, ErrorReply):
-            self.end(reply)
-        elif isinstance(reply, list) and len(reply) == 3:
-            kind, _, value = reply
-            if kind == b"message":
-                self._follower.heard(value)
-            elif kind == b"subscribe":
-                self._follower.confirm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the transport."""
-        self.end(lost(exc))
-
-    def end(self, error: Exception) -> None:
-        """Note that the socket is lost."""
-        if not self.ended.done():
-            self.ended.set_result(error)
-            self._follower.lose()
+def _tell(method: Callable[[], None]) -> None:
+    """Call a method of a listener, whose errors must not end a subscription."""
+    try:
+        method()
+    except Exception:  # noqa: BLE001 - it is the application's, and it is logged
+        _log.exception("a listener of changes has failed")

@@ -129,7 +129,8 @@ class ClusterRouter(Router):
     def _map_changed(self) -> None:
         """Leave the servers that are not masters any more."""
         masters = self._map.masters()
-        self.announcements.look_again()
+        if masters:
+            self.announcements.follow(masters)
         for address in [each for each in self._connections if each not in masters]:
             connections = self._connections[address]
             for each in connections:

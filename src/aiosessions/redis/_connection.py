@@ -46,6 +46,7 @@ class Connection:
         timeout: Seconds after which connecting fails and a silent channel stalls.
         on_outage: Called when a connection cannot be made, is lost or stalls.
         server: The address under which the router knows the server.
+        on_reconnect: Called when a connection was made anew, before any command is sent on it.
 
     Attributes:
         server: See above.
@@ -63,10 +64,12 @@ class Connection:
         timeout: float,
         on_outage: Callable[[], None],
         server: Address,
+        on_reconnect: Callable[[], None],
     ) -> None:
         self._factory = factory
         self._timeout = timeout
         self._on_outage = on_outage
+        self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.Context()
         self._task: asyncio.Task[None] | None = None
@@ -235,6 +238,8 @@ class Connection:
             self._drop(TimeoutError())
         self.channel = channel
         self.connects += 1
+        if self.connects > 1:
+            self._on_reconnect()
         self._received_at = self._loop.time()
         self._paused = self._stalled = False
         self._ready = True

@@ -16,6 +16,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import Redis, RedisCluster
@@ -207,8 +208,9 @@ class Router:
         connections = self._connections.get(address)
         if connections is None:
             factory = self._factory(address)
+            on_reconnect = partial(self.announcements.renew, address)
             connections = self._connections[address] = [
-                Connection(factory, self._timeout, self._on_outage, address)
+                Connection(factory, self._timeout, self._on_outage, address, on_reconnect)
                 for _ in range(self._count)
             ]
         if len(connections) == 1 or command is None:
