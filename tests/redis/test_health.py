@@ -191,10 +191,10 @@ async def test_ping_of_hanging_server_is_unavailable(
 async def test_user_without_the_right_is_refused(fragile: Server) -> None:
     """The error says that the right is missing; sessions do not need it."""
     password = "a-password-that-is-secret"
-    rights = ("~session:*", "+getex", "+set", "+client|setname")
+    rights = ("allkeys", "allchannels", "+@all", "-info")
     ask(fragile, "ACL", "SETUSER", "app", "on", f">{password}", *rights)
     async with storage_at(fragile.url.replace("redis://", f"redis://app:{password}@")) as storage:
-        with pytest.raises(StorageUnavailable, match="may not run a command") as caught:
+        with pytest.raises(StorageUnavailable, match="may not run ") as caught:
             await storage.ping()
         await storage.store(Session(id="session"))
         assert await outcome(storage.load("absent")) is SessionNotFound

@@ -96,11 +96,6 @@ async def session_for(when: When, storage: Storage) -> Session[Any]:
     return session
 
 
-def command(when: When) -> str:
-    """The command of a store."""
-    return "SET" if when is When.ALWAYS else "EVALSHA"
-
-
 def lost_after(act: Callable[[], Awaitable[object]]) -> Fault:
     """The server answers, then another client acts, then the connection is lost."""
 
@@ -146,7 +141,7 @@ async def test_lost_store_is_recognised_or_in_doubt(
     session = await session_for(when, other)
     old, before = session.revision, writes(valkey)
     lose = forgetting(valkey, fault, forgets=forgets)
-    order = getattr(proxy, where)(command(when), lose)
+    order = getattr(proxy, where)("EVALSHA", lose)
 
     if where == "on_request" and when is not When.UNCHANGED:
         await is_in_doubt(storage.store(session, when=when))
@@ -172,7 +167,7 @@ async def test_store_that_cannot_be_recognised_is_in_doubt(
     """If looking for the revision fails, too, the session is unchanged and the storage works on."""
     session = await session_for(when, other)
     revision = session.revision
-    order = getattr(proxy, where)(command(when), cut, times=math.inf)
+    order = getattr(proxy, where)("EVALSHA", cut, times=math.inf)
     looking = proxy.on_reply("GETRANGE", cut, times=math.inf)
 
     await is_in_doubt(storage.store(session, when=when))
@@ -196,7 +191,7 @@ async def test_store_is_in_doubt_after_a_write_of_another_client(
     session = await session_for(when, other)
     revision = session.revision
     theirs = Session[Any](id=session.id, data="theirs")
-    getattr(proxy, where)(command(when), lost_after(lambda: VERBS[act](other, theirs)))
+    getattr(proxy, where)("EVALSHA", lost_after(lambda: VERBS[act](other, theirs)))
 
     await is_in_doubt(storage.store(session, when=when))
 

@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "reset": ("on_request", reset),
     "timeout": ("on_request", swallow),
     "nonsense": ("on_reply", replace(b"!?\r\n")),
-    "wrong-type": ("on_reply", replace(b":1\r\n")),
+    "wrong-type": ("on_reply", replace(b"*0\r\n")),
     "refusal": ("on_reply", replace(b"-READONLY You can't write against a read only replica.\r\n")),
     "error-reply": ("on_reply", replace(b"-ERR unknown\r\n")),
 }

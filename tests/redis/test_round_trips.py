@@ -53,10 +53,10 @@ COSTS: dict[str, tuple[Call, Cost]] = {
     "load": (lambda _, storage, s: storage.load(s.id), LOAD),
     "load-absent": (lambda _, storage, _s: outcome(storage.load("absent")), LOAD),
     "load-invalid": (lambda _, storage, _s: outcome(storage.load("a b")), NOTHING),
-    "store": (store(same, When.ALWAYS), (1, {"SET": 1})),
+    "store": (store(same, When.ALWAYS), SCRIPT),
     "store-limited": (
         store(lambda s: new(expires_at=s.created_at + timedelta(seconds=9)), When.ALWAYS),
-        (1, {"SET": 1}),
+        SCRIPT,
     ),
     "store-absent": (store(lambda _: new(), When.ABSENT), SCRIPT),
     "store-present": (store(same, When.PRESENT), SCRIPT),

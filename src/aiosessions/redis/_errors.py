@@ -43,7 +43,8 @@ CONNECTION_REFUSALS: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "NO
 _CODE = re.compile(r"[A-Z]{3,}")
 # Redis before 7 wraps the error of a command in a script into a message of its own.
 _IN_SCRIPT = re.compile(r"running script .*?-?\b(READONLY|OOM|NOPERM|MISCONF|WRONGTYPE)\b")
-_NOT_PERMITTED_IN_SCRIPT: Final = ("user executing the script can't run", "ACL failure in script")
+_NOT_PERMITTED_IN_SCRIPT: Final = ("user executing the script can't", "ACL failure in script")
+_MISSING_RIGHT: Final = re.compile(r"permissions? to run the '([a-z|]+)' command")
 _TOO_MANY_CLIENTS: Final = "max number of clients reached"
 _TEXTS: Final = (
     ("DB index is out of range", "the server has no database of this number"),
@@ -208,6 +209,11 @@ def _reason_of_reply(reply: ErrorReply) -> str:
             return meaning
     if reply.text.lower().removeprefix("err ").startswith(_UNKNOWN_GETEX):
         return "the server has no GETEX: Redis 6.2 or later, or Valkey, is needed"
+    if reply.code == "NOPERM":
+        if "channel" in reply.text:
+            return "the user may not use the channel on which this storage announces changes"
+        if command := _MISSING_RIGHT.search(reply.text):
+            return f"the user may not run {command[1].upper()}, which this storage needs"
     return _REFUSALS.get(reply.code, f"the server answered with an error: {reply.code}")
 
 

@@ -149,18 +149,21 @@ local function write(...)
         end
       end
     end
-    if not lease and KEYS[2] then
-      -- The entry first, so that no error leaves a session without one.
-      sample = redis.call('ZRANDMEMBER', KEYS[2], 4)
-      lease = enter(KEYS[2], string.sub(KEYS[1], -32), time, 3 * ttl)
-    elseif not lease then
+    if not lease and not KEYS[2] then
       return 2
     end
-    record = string.sub(record, 1, 32) .. lease .. string.sub(record, 48)
   end
   -- No cache has a copy of a session that did not exist.
   if ARGV[1] ~= 'absent' or head ~= '' then
     announce(KEYS[1], string.sub(record, 2, 17))
+  end
+  if owner ~= '' then
+    if not lease then
+      -- The entry first, so that no error leaves a session without one.
+      sample = redis.call('ZRANDMEMBER', KEYS[2], 4)
+      lease = enter(KEYS[2], string.sub(KEYS[1], -32), time, 3 * ttl)
+    end
+    record = string.sub(record, 1, 32) .. lease .. string.sub(record, 48)
   end
   if redis.call('SET', KEYS[1], record, 'PX', px, ...) then
     -- Last: once a script has removed an entry, the server lets it exceed the memory limit.
