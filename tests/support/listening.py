@@ -2,22 +2,26 @@
 
 from typing import Any
 
-from aiosessions.storage import StorageListener
+from aiosessions.storage import AnnouncingStorage, StorageListener
 from tests.support.proxy import until
 
 
 class Listener(StorageListener):
-    """Records announcements.
+    """Records what it hears.
+
+    Args:
+        storage: The storage to listen to.
 
     Attributes:
+        stop: Stops listening.
         changes: The digests and revisions, in order.
         states: "interrupted" and "resumed", in order.
     """
 
-    def __init__(self, storage: Any = None) -> None:
+    def __init__(self, storage: AnnouncingStorage[Any]) -> None:
         self.changes: list[tuple[str, str]] = []
         self.states: list[str] = []
-        self.stop = None if storage is None else storage.listen(self)
+        self.stop = storage.listen(self)
 
     def changed(self, digest: str, revision: str) -> None:
         """Record a change."""

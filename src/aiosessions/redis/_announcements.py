@@ -109,8 +109,7 @@ class Announcements:
                 follower = Follower(self, self._factory(address), self._channel, self._timeout)
                 self._followers[address] = follower
                 follower.start()
-        if self._complete is not None:  # else the first confirmation, or failure, tells
-            self.check()
+        self.check()
 
     def renew(self, address: Address) -> None:
         """Subscribe anew: the address of a server may name another one now."""
@@ -119,8 +118,10 @@ class Announcements:
 
     def check(self) -> None:
         """Tell the listeners if the announcements have become complete, or incomplete."""
-        followers = self._followers.values()
-        complete = bool(followers) and all(each.confirmed for each in followers)
+        states = [each.confirmed for each in self._followers.values()]
+        if self._complete is None and None in states and False not in states:
+            return  # at the beginning, the last confirmation or the first failure tells
+        complete = bool(states) and all(states)
         if complete is not self._complete:
             self._complete = complete
             for listener in tuple(self._listeners.values()):

@@ -48,7 +48,7 @@ class Follower:
     """The subscription to one server, which is made again whenever it is lost.
 
     Attributes:
-        confirmed: Whether the server sends each announcement.
+        confirmed: Whether the server sends each announcement; None until that is known.
         task: The task, once `start` was called.
     """
 
@@ -65,7 +65,7 @@ class Follower:
         self._failures = 0
         self._socket: Socket | None = None
         self.heard = owner.heard
-        self.confirmed = False
+        self.confirmed: bool | None = None
 
     def start(self) -> None:
         """Subscribe."""
