@@ -8,9 +8,9 @@ Invariants:
 
 - Listeners hear `resumed` only while every server has confirmed the subscription. They hear
   `interrupted` as soon as one is lost: pub/sub repeats no message.
-- A server whose connection for commands was made anew counts as lost, because its address may name
-  another one now.
-- The tasks end with the storage, and when nobody listens. They run in empty contexts.
+- After the connection for commands was made anew, so is the subscription, because the address may
+  name another server now.
+- The tasks end with the storage, or with the last listener. They run in empty contexts.
 """
 
 import asyncio
@@ -72,6 +72,11 @@ class Announcements:
         if not self._listeners:
             self._stop()
 
+    @property
+    def active(self) -> bool:
+        """Whether the servers are followed."""
+        return self._task is not None
+
     def start(self) -> None:
         """Follow the servers, from the event loop that runs, if anyone listens."""
         if self._listeners and self._task is None and not self._closed:
@@ -110,6 +115,11 @@ class Announcements:
                 self._followers[address] = follower
                 follower.start()
         self.check()
+
+    def add(self, server: Address) -> None:
+        """Follow one more server, until all are found again."""
+        if server not in self._followers:
+            self.follow([*self._followers, server])
 
     def renew(self, address: Address) -> None:
         """Subscribe anew: the address of a server may name another one now."""
@@ -183,7 +193,7 @@ class Announcements:
 
 
 def _tell(method: Callable[[], None]) -> None:
-    """Call a method of a listener, whose errors must not end a subscription."""
+    """Call a method of a listener. An error in it must not end a subscription."""
     try:
         method()
     except Exception:  # noqa: BLE001 - it is the application's, and it is logged

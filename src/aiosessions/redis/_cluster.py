@@ -87,6 +87,7 @@ class ClusterRouter(Router):
                 return None
             if code == "MOVED":
                 self._map.moved(attempt.key, address)
+                self.announcements.add(address)
             else:
                 attempt.ask()
             return self._connection(address, attempt)

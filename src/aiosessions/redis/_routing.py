@@ -241,7 +241,8 @@ class Router:
     @property
     def in_use(self) -> bool:
         """Whether connections were made here and the storage was not closed."""
-        return not self._closed and self._process == _process and bool(self._connections)
+        connected = bool(self._connections) or self.announcements.active
+        return not self._closed and self._process == _process and connected
 
     async def aclose(self) -> bool:
         """Close every connection, and wait until their tasks have ended.

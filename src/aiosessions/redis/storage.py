@@ -242,7 +242,7 @@ class RedisStorage(IndexedStorage[D], Generic[D]):
 
         Writes and deletes through any `RedisStorage` with the same key prefix are announced, in
         the round trip of the write. A listener hears `interrupted` when the subscription is lost,
-        or the server does not answer for a `timeout`.
+        the server does not answer for a `timeout`, or the connection for commands is made anew.
         """
         return self._router.listen(listener)
 

@@ -72,7 +72,7 @@ async def test_new_master_interrupts_until_it_is_followed(replicated: Cluster) -
     """A planned failover cuts no connection; the map names the new master."""
     old, *others = replicated.masters()
     (new,) = replicated.replicas(old)
-    async with cluster_storage(replicated, timeout=LONG) as storage:
+    async with cluster_storage(replicated, timeout=10 * LONG) as storage:
         listener = Listener(storage)
         session = Session(id=id_on(replicated, old))
         await storage.store(session)
