@@ -1,4 +1,4 @@
-"""A listener that records what it hears."""
+"""A listener that records announcements and interruptions."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tests.support.proxy import until
 
 
 class Listener(StorageListener):
-    """Records what it hears.
+    """Records announcements and interruptions.
 
     Args:
         storage: The storage to listen to.

@@ -196,6 +196,7 @@ async def test_cache_needs_more_rights(server: Server) -> None:
             listener = Listener(storage)
             await timed_outcome(storage.load("absent"))
             await listener.until(state)
+            assert listener.states == [state]
 
 
 async def test_driver_may_introduce_itself(server: Server) -> None:

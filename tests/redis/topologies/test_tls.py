@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from aiosessions import RedisStorage, Session, StorageUnavailable, new_session_id
 from tests.support.clients import LONG, NAME, storage_at, stored, timed_outcome, use
 from tests.support.connecting import run_block
+from tests.support.listening import Listener
+from tests.support.proxy import until
 from tests.support.secrets import said_by
 from tests.support.servers import Server, binaries, running
 from tests.support.tls import Secured, secured
@@ -69,6 +71,19 @@ async def test_all_verbs_work_over_tls(server: Secured, *, borrowed: bool) -> No
         assert connections(server.server, NAME) == 1
         await storage.aclose()
     disconnected([server.server], NAME)
+
+
+@pytest.mark.parametrize("url", [secure_url, lambda server: server.server.unix_url])
+async def test_announcements_use_the_same_settings(
+    server: Secured, url: Callable[[Secured], str]
+) -> None:
+    """The subscription connects as the connection for commands does."""
+    async with storage_at(url(server)) as storage:
+        listener = Listener(storage)
+        session = await stored(storage)
+        await listener.until("resumed")
+        await storage.delete(session.id)
+        await until(lambda: (session.digest, "") in listener.changes)
 
 
 @pytest.mark.parametrize("kind", ["tls", "unix"])
