@@ -169,6 +169,10 @@ class Socket(Receiver):
             case _:
                 self.end(ProtocolError("the server sent a message that is not an announcement"))
 
+    def eof_received(self) -> None:
+        """Called by the transport, some turns of the event loop before `connection_lost`."""
+        self.end(lost(None))
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport."""
         self.end(lost(exc))
