@@ -3,17 +3,21 @@
 Invariants:
 
 - The task opens the resource, waits for its end, and closes it. So it is closed once.
-- It is closed only while nobody uses it. From the decision on, nobody can take it.
+- It is closed only while nobody uses it. `closing` is set in the step that decides this, and from
+  then on nobody can take the resource.
+- Each change of the state wakes the task, if the task would otherwise wake too late.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import inf
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
 
 from ._background import BackgroundTask
-from .errors import SessionError, StorageClosed, StorageUnavailable
+from .errors import CorruptSession, SessionNotFound, StorageClosed
 from .manager import SessionManager
 from .record import ROTATED_KEY
 from .session import D, Session
@@ -30,59 +34,91 @@ class Held(Generic[R, D]):
         session: The session, as the caller has found it.
         idle: Seconds after which the resource is closed if nobody uses it.
         check_every: Seconds between two checks of the session while someone uses it.
+        previous: The resource that is closed before this one is opened.
 
     Attributes:
         task: The task that runs `live`.
-        resource: The resource, once `ready` is set and `error` is None.
-        error: The reason why it could not be opened.
+        resource: The resource, once it is opened.
+        previous: See above; None once it is closed.
+        used_at: The moment at which the last user has left.
         users: The number of callers that use it or wait for it.
         gone: Whether the session has ended.
         closing: Whether nobody can take the resource any more.
+        claimed: Whether another resource takes its place.
         ready: Set when the resource was opened, or could not be.
         closed: Set when nothing of it is left.
-        close_failed: Whether closing it has raised an error.
+        opened: Whether it was opened.
+        failed: Whether opening or closing it has failed.
     """
 
     task: BackgroundTask
     resource: R
 
     def __init__(
-        self, sessions: SessionManager[D], session: Session[D], *, idle: float, check_every: float
+        self,
+        sessions: SessionManager[D],
+        session: Session[D],
+        *,
+        idle: float,
+        check_every: float,
+        previous: "Held[R, D] | None" = None,
     ) -> None:
         self._sessions = sessions
         self._session = session
         self._idle = idle
         self._check_every = check_every
-        self._checked_at = self._used_at = anyio.current_time()
+        self.previous = previous
+        self.used_at = anyio.current_time()
+        self._check_at = self.used_at + check_every
         self._suspect = False  # the session was changed since the last check
         self._retiring = False  # close as soon as nobody uses it
         self._scopes: set[anyio.CancelScope] = set()
+        self._opening = anyio.CancelScope()
         self._stirred = anyio.Event()
-        self.error: BaseException | None = None
+        self._wake_at = inf
+        self._error: Exception = StorageClosed("the task that opens the resource was cancelled")
+        self._traceback: TracebackType | None = None
         self.users = 0
-        self.gone = self.closing = self.close_failed = False
+        self.gone = self.closing = self.claimed = self.opened = self.failed = False
         self.ready = anyio.Event()
         self.closed = anyio.Event()
 
-    def enter(self, scope: anyio.CancelScope | None) -> None:
-        """Tie a block of a user to the session: cancel it when the session ends."""
+    def serves(self, session: Session[D]) -> bool:
+        """Whether a caller who has found this session can take the resource."""
+        if session.created_at != self._session.created_at:  # deleted, and created under the same id
+            self.end()
+        return not (self.gone or self.closing)
+
+    def take(self, session: Session[D], scope: anyio.CancelScope | None) -> None:
+        """Begin the use of one user, who has found the session just now.
+
+        Args:
+            session: The session.
+            scope: The scope to cancel when the session ends.
+        """
+        self.users += 1
         if scope is not None:
             self._scopes.add(scope)
-            if self.gone:
-                scope.cancel()
+        self._found(session)
 
     def leave(self, scope: anyio.CancelScope | None) -> None:
         """End the use of one user."""
         if scope is not None:
             self._scopes.discard(scope)
         self.users -= 1
-        self._used_at = anyio.current_time()
-        self._stirred.set()
+        self.used_at = anyio.current_time()
+        self._settle()
+
+    def check_opened(self) -> None:
+        """Raise the error of `open`, if the resource could not be opened."""
+        if not self.opened:
+            # All waiting callers get this object; without a reset, each `raise` would add to it.
+            raise self._error.with_traceback(self._traceback)
 
     def retire(self) -> None:
         """Close the resource as soon as nobody uses it."""
         self._retiring = True
-        self._stirred.set()
+        self._settle()
 
     def end(self) -> None:
         """The session has ended: cancel the blocks that are tied to it, and retire."""
@@ -94,82 +130,106 @@ class Held(Generic[R, D]):
     def suspect(self) -> None:
         """Check the session soon, because it has changed."""
         self._suspect = True
-        self._stirred.set()
-
-    def found(self, session: Session[D]) -> None:
-        """Note that the session was loaded just now."""
-        self._session = session
-        self._checked_at = anyio.current_time()
-        if ROTATED_KEY in session.metadata:  # the old id answers until its grace ends
-            self.retire()
+        self._check_at = anyio.current_time()
+        self._wake()
 
     async def live(
         self, open: Callable[[Session[D]], Awaitable[R]], close: Callable[[R], Awaitable[object]]
     ) -> None:
         """Open the resource, wait for its end, and close it."""
-        try:
-            resource = self.resource = await open(self._session)
-        except Exception as error:  # noqa: BLE001 - callers get what `open` raises
-            self.error = error
+        if self.previous is not None:
+            await self.previous.closed.wait()
+            self.previous = None
+        if self.closing:
             return
-        except BaseException:
-            self.error = StorageClosed("the task that opens the resource was cancelled")
-            raise
+        try:
+            with self._opening:
+                self.resource = await open(self._session)
+                self.opened = True
+        except Exception as error:  # noqa: BLE001 - callers get what `open` raises
+            self._error, self._traceback = error, error.__traceback__
+            self.failed = True
+        if not self.opened:
+            return
         self.ready.set()
         try:
-            while not await self._is_over():
-                pass
+            while not self.closing:
+                await self._step()
         finally:
             self.closing = True
             with anyio.CancelScope(shield=True):
                 try:
-                    await close(resource)
+                    await close(self.resource)
                 except Exception as error:  # noqa: BLE001 - the application's own
-                    self.close_failed = True
+                    self.failed = True
                     _log.warning("a resource failed to close: %s", type(error).__name__)
 
-    async def _is_over(self) -> bool:
-        """Wait for the next event, and return whether to close the resource now."""
-        delay = self._delay()
+    async def _step(self) -> None:
+        """Wait until there is something to do, and do it."""
+        self._stirred = anyio.Event()
+        self._wake_at = self._due()
+        delay = self._wake_at - anyio.current_time()
         if delay > 0:
-            self._stirred = anyio.Event()
             with anyio.move_on_after(delay):
                 await self._stirred.wait()
+        now = anyio.current_time()
+        if self.gone or self.closing:
+            return
         if self._left() <= 0:
             self.end()
-        elif self._suspect or (self.users and self._since(self._checked_at) >= self._check_every):
+        elif (self.users or self._suspect) and now >= self._check_at:
             await self._check()
-        if not self.users and (self._retiring or self._since(self._used_at) >= self._idle):
-            self.closing = True  # in this step, so that nobody comes in between
-        return self.closing
+        elif not self.users and now >= self.used_at + self._idle:
+            self.closing = True
 
-    def _delay(self) -> float:
-        """Seconds until there is something to do."""
-        if self._suspect or (self._retiring and not self.users):
-            return 0
+    def _due(self) -> float:
+        """The moment at which there is something to do."""
+        if self.closing:
+            return -inf
         if self.gone:
-            return float("inf")
-        if self.users:
-            delay = self._check_every - self._since(self._checked_at)
-        else:
-            delay = self._idle - self._since(self._used_at)
-        return min(delay, self._left())
+            return inf  # until the last user leaves
+        due = anyio.current_time() + self._left()
+        if self.users or self._suspect:
+            due = min(due, self._check_at)
+        return due if self.users else min(due, self.used_at + self._idle)
 
     async def _check(self) -> None:
         """Look whether the session is still there, which renews it."""
-        self._suspect = False
-        self._checked_at = anyio.current_time()
+        suspect, self._suspect = self._suspect, False
+        self._check_at = anyio.current_time() + self._check_every
         try:
-            self.found(await self._sessions.get(self._session.id))
-        except StorageUnavailable:
-            pass  # an outage: the next check is due in time
-        except SessionError:
+            session = await self._sessions.get(self._session.id)
+        except (SessionNotFound, CorruptSession, StorageClosed):
             self.end()
+        except Exception:  # noqa: BLE001 - an outage; storages of other makers raise anything
+            self._suspect |= suspect  # the next check is due in time
+        else:
+            if self.serves(session):
+                self._found(session)
+
+    def _found(self, session: Session[D]) -> None:
+        """Note that the session was loaded just now."""
+        self._session = session
+        if not self._suspect:  # else the session has changed since that load began, perhaps
+            self._check_at = anyio.current_time() + self._check_every
+        if ROTATED_KEY in session.metadata:  # the old id answers until its grace ends
+            self.retire()
+        self._wake()
+
+    def _settle(self) -> None:
+        """Decide to close the resource, if it is retiring and nobody uses it."""
+        if self._retiring and not self.users:
+            self.closing = True
+            if not self.ready.is_set():
+                self._opening.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake the task, if it sleeps for too long."""
+        if self._due() < self._wake_at:
+            self._stirred.set()
 
     def _left(self) -> float:
         """Seconds until the deadline of the session."""
         end = self._session.expires_at
-        return float("inf") if end is None else end.timestamp() - self._sessions.clock.time()
-
-    def _since(self, moment: float) -> float:
-        return anyio.current_time() - moment
+        return inf if end is None else end.timestamp() - self._sessions.clock.time()

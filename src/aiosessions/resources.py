@@ -3,13 +3,13 @@
 Invariants:
 
 - A session has at most one resource here at a time, and one task owns it (_held.py).
-- Resources that are being opened or closed count towards `max_open`.
+- Resources that are being opened or closed count towards `max_open`. When there are so many, a new
+  one takes the place of an unused one: it waits for the end of that one, and no other does.
 - A resource is used only by callers for whom `SessionManager.get` has found the session just now.
 """
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -101,8 +101,7 @@ class SessionResources(StorageListener, Generic[R, D]):
         staleness: float | None = getattr(storage, "max_staleness", None)
         # Half, because a check may meet a copy that is nearly stale, which has renewed nothing.
         self._check_every = staleness / 2 if staleness else (ttl or self._idle) / _CHECKS_PER_TTL
-        # By digest, the least recently used first.
-        self._held: OrderedDict[str, Held[R, D]] = OrderedDict()
+        self._held: dict[str, Held[R, D]] = {}  # by digest
         self._closed = self._failed = 0
         self._stopped = False
         self._stop_listening: Callable[[], None] | None = None
@@ -123,7 +122,7 @@ class SessionResources(StorageListener, Generic[R, D]):
     def statistics(self) -> ResourceStatistics:
         """Count resources."""
         return ResourceStatistics(
-            open=len(self._held),
+            open=sum(each.previous is None for each in self._held.values()),
             in_use=sum(each.users > 0 for each in self._held.values()),
             closed=self._closed,
             failed=self._failed,
@@ -154,18 +153,16 @@ class SessionResources(StorageListener, Generic[R, D]):
                 the next one tries again.
         """
         check_owner_type(principal)
-        held = await self._take(id, principal)
-        with anyio.CancelScope() as scope:
-            tied = scope if cancel else None
+        # Without `cancel` there is no scope, so another task may leave the block.
+        with anyio.CancelScope() if cancel else nullcontext() as scope:
+            held = await self._take(id, principal, scope)
             try:
-                held.enter(tied)
                 await held.ready.wait()
-                if held.error is not None:
-                    raise held.error
+                held.check_opened()
                 yield held.resource
             finally:
-                held.leave(tied)
-        if scope.cancelled_caught:
+                held.leave(scope)
+        if scope is not None and scope.cancelled_caught:
             self._check_open()
             raise SessionNotFound(NOT_FOUND)
 
@@ -182,7 +179,7 @@ class SessionResources(StorageListener, Generic[R, D]):
         for held in tuple(self._held.values()):
             held.end()
         for held in tuple(self._held.values()):
-            await held.closed.wait()
+            await held.task.wait()
 
     # The storage announces changes.
 
@@ -202,7 +199,7 @@ class SessionResources(StorageListener, Generic[R, D]):
             if held.users:
                 held.suspect()
 
-    async def _take(self, id: str, principal: Owner) -> Held[R, D]:
+    async def _take(self, id: str, principal: Owner, scope: anyio.CancelScope | None) -> Held[R, D]:
         """Find or make the resource of a session, with the caller among its users."""
         while True:
             self._check_open()
@@ -210,43 +207,43 @@ class SessionResources(StorageListener, Generic[R, D]):
                 session = await self._sessions.get(id)
             except (SessionNotFound, CorruptSession):
                 held = self._held.get(session_digest(id))
-                if held is not None:
-                    held.end()
+                if held is not None:  # a check tells whether it was created meanwhile
+                    held.suspect()
                 raise
             check_owner(session, principal)
             self._check_open()
-            digest = session.digest
-            held = self._held.get(digest)
-            if held is not None and held.closing:
+            held = self._held.get(session.digest)
+            if held is None:
+                held = self._make(session)
+            elif not held.serves(session):
                 await held.closed.wait()
                 continue
-            if held is None:
-                if len(self._held) >= self._max_open:
-                    await self._make_room()
-                    continue
-                held = self._held[digest] = Held(
-                    self._sessions, session, idle=self._idle, check_every=self._check_every
-                )
-                held.users = 1
-                held.task = spawn(partial(self._keep, held, digest), "aiosessions: resource")
-            else:
-                held.users += 1
-                self._held.move_to_end(digest)
-            held.found(session)
+            held.take(session, scope)
             return held
 
-    async def _make_room(self) -> None:
-        """Wait until a resource that is not in use is closed.
+    def _make(self, session: Session[D]) -> Held[R, D]:
+        """Make the resource of a session; at `max_open`, it waits for the end of another one.
 
         Raises:
             StorageUnavailable: All are in use.
         """
-        unused = [each for each in self._held.values() if not each.users]
-        if not unused:
-            raise StorageUnavailable(f"all {self._max_open} resources are in use")
-        victim = next((each for each in unused if each.closing), unused[0])
-        victim.retire()
-        await victim.closed.wait()
+        previous = None
+        if len(self._held) >= self._max_open:
+            unused = [each for each in self._held.values() if not (each.users or each.claimed)]
+            if not unused:
+                raise StorageUnavailable(f"all {self._max_open} resources are in use")
+            previous = min(unused, key=lambda each: (not each.closing, each.used_at))
+            previous.claimed = True
+            previous.retire()
+        held = self._held[session.digest] = Held(
+            self._sessions,
+            session,
+            idle=self._idle,
+            check_every=self._check_every,
+            previous=previous,
+        )
+        held.task = spawn(partial(self._keep, held, session.digest), "aiosessions: resource")
+        return held
 
     async def _keep(self, held: Held[R, D], digest: str) -> None:
         """Run the life of a resource."""
@@ -255,8 +252,8 @@ class SessionResources(StorageListener, Generic[R, D]):
         finally:
             held.closing = True
             del self._held[digest]
-            self._closed += held.error is None
-            self._failed += held.close_failed or held.error is not None
+            self._closed += held.opened
+            self._failed += held.failed
             held.ready.set()
             held.closed.set()
 
