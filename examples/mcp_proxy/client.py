@@ -14,8 +14,9 @@ from mcp.client.streamable_http import streamable_http_client
 from processes import Service
 from redis.asyncio import Redis
 
-# INFO and DBSIZE come from the demo. The others introduce a new connection.
-_NOT_COUNTED = {"info", "dbsize", "hello", "auth", "select"}
+# INFO and DBSIZE come from the demo. The next ones introduce a new connection. With the last two, a
+# replica subscribes to changes, and looks whether a silent server is still there.
+_NOT_COUNTED = {"info", "dbsize", "hello", "auth", "select", "subscribe", "ping"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Balancer(httpx.AsyncBaseTransport):
             kind = json.loads(request.content).get("method", "answer")
         async with self._one_at_a_time:
             proxy = self.proxy
-            before = await self._count()
+            before = await self.count()
             response = await self._network.handle_async_request(
                 httpx.Request(
                     request.method,
@@ -65,13 +66,13 @@ class Balancer(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
-            commands = sorted((await self._count() - before).elements())
+            commands = sorted((await self.count() - before).elements())
         if response.is_error:
             await response.aread()
         self._exchanges[kind].put_nowait(Exchange(request, proxy, response, commands))
         return response
 
-    async def _count(self) -> Counter[str]:
+    async def count(self) -> Counter[str]:
         """How often the store has run each command."""
         stats = await self.store.info("commandstats") if self.store else {}
         calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}

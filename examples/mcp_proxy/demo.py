@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 import httpx
 from client import Balancer, Exchange, connected
@@ -19,12 +20,24 @@ from processes import Service, System, is_free, started
 from redis.asyncio import Redis
 from report import BOLD, GREEN, RED, Report, coloured
 
+from aiosessions import RedisStorage
+
 PICTURE = """
     MCP client --+-- proxy A --+-- MCP server, which keeps a running
                  |      |      |   total for each session
                  +-- proxy B --+
                         |
                      Valkey, with the sessions that A and B share"""
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+HELLO = types.InitializeRequest(
+    params=types.InitializeRequestParams(
+        protocolVersion="2025-11-25",
+        capabilities=types.ClientCapabilities(),
+        clientInfo=types.Implementation(name="demo", version="1"),
+    )
+).model_dump(mode="json", exclude_none=True) | {"jsonrpc": "2.0", "id": 0}
+# The deletion tells all replicas, and the one with the stream looks whether the session is gone.
+PUBLISHED = {"publish": 1, "getex": 1}
 
 
 class Demo:
@@ -44,10 +57,15 @@ class Demo:
         async with connected(self.http, self.decline) as client:
             await self.opened(client)
             self.report.heading("3. Add numbers, through A and B in turn")
-            for number, proxy, total in [(1, a, 1), (2, b, 3), (3, a, 6), (4, b, 10)]:
-                await self.add(client, number, proxy, total)
+            await self.add(client, 1, a, 1)
+            # The session is new to B, which keeps a copy from now on. A has one since step 2.
+            await self.add(client, 2, b, 3, commands=["getex"])
+            await self.add(client, 3, a, 6)
+            await self.add(client, 4, b, 10)
             await self.ask(client)
-            self.report.heading("4. Kill A with SIGKILL, and go on through B")
+            self.report.heading("4. Open a session through A, and delete it behind A's back")
+            await self.revoke(a)
+            self.report.heading("5. Kill A with SIGKILL, and go on through B")
             self.balancer.proxy = b
             a.process.kill()
             status = await a.process.wait()
@@ -55,20 +73,20 @@ class Demo:
             last = await self.add(client, 5, b, 15)
             stream = await self.balancer.next("GET")
             self.report.request("event stream", stream, "the client opened it again")
-            self.report.heading("5. End the session: requests in it get 404")
+            self.report.heading("6. End the session: requests in it get 404")
         ended, held = await self.balancer.next("DELETE"), await self.store.dbsize()
         text = f"Valkey holds {held} sessions"
         self.report.request("end", ended, text, commands=None, held=(held, 0))
-        await self.refused(last, 404, "Session not found")
+        await self.refused(last, 404, "Session not found", commands=None)
         self.report.heading(
-            "6. Open another session and stop Valkey: 503, as the session may still exist"
+            "7. Open another session and stop Valkey: 503, as the session may still exist"
         )
         async with connected(self.http, self.decline) as client:
             await self.opened(client)
             last = await self.add(client, 7, b, 7)
             self.balancer.store = None
             self.system.valkey.terminate()
-            await self.refused(last, 503, "Session store unavailable")
+            await self.refused(last, 503, "Session store unavailable", commands=None)
 
     async def opened(self, client: ClientSession) -> None:
         """Report a new session, when its event stream is open and its tools are listed."""
@@ -79,15 +97,38 @@ class Demo:
         self.report.request("open", exchange, text, commands=None, held=(held, 1))
 
     async def add(
-        self, client: ClientSession, number: int, proxy: Service, expected: int
+        self,
+        client: ClientSession,
+        number: int,
+        proxy: Service,
+        expected: int,
+        commands: Sequence[str] = (),
     ) -> Exchange:
         """Add to the total of the session, through one of the replicas."""
         self.balancer.proxy = proxy
         total = result(await client.call_tool("add", {"number": number}))
         exchange = await self.balancer.next("tools/call")
-        text = coloured(f"total {total:>2}", BOLD)
-        self.report.request(f"add {number}", exchange, text, total=(total, expected))
+        text, sums = coloured(f"total {total:>2}", BOLD), (total, expected)
+        self.report.request(f"add {number}", exchange, text, commands=commands, total=sums)
         return exchange
+
+    async def revoke(self, proxy: Service) -> None:
+        """Delete a session in this process while a replica has an event stream of it open."""
+        self.balancer.proxy = proxy
+        opened = await self.http.post("http://proxy/mcp", headers=ACCEPT, json=HELLO)
+        id = opened.headers["mcp-session-id"]
+        headers = ACCEPT | {"Mcp-Session-Id": id}
+        async with self.http.stream("GET", "http://proxy/mcp", headers=headers) as stream:
+            self.report.request("event stream", await self.balancer.next("GET"), "")
+            before, start = await self.balancer.count(), time.monotonic()
+            await RedisStorage(self.store, ttl=1).delete(id)
+            await stream.aread()
+            milliseconds = 1000 * (time.monotonic() - start)
+        used = await self.balancer.count() - before
+        self.report.event(
+            f"deleted       the stream through {proxy.name} has ended after {milliseconds:.1f} ms",
+            commands=({name: used[name] for name in ("publish", "getex")}, PUBLISHED),
+        )
 
     async def ask(self, client: ClientSession) -> None:
         """Call a tool that asks the user: the question passes through A, the answer through B."""
@@ -108,9 +149,15 @@ class Demo:
         self.balancer.proxy = self.system.b
         return types.ElicitResult(action="accept", content={"sure": False})
 
-    async def refused(self, exchange: Exchange, status: int, message: str) -> None:
+    async def refused(
+        self,
+        exchange: Exchange,
+        status: int,
+        message: str,
+        commands: Sequence[str] | None,
+    ) -> None:
         """Send a request again, which the proxy now refuses."""
-        request, commands = exchange.request, ["getex"] if self.balancer.store else None
+        request = exchange.request
         await self.http.post(request.url, headers=request.headers, content=request.content)
         again = await self.balancer.next("tools/call")
         error = again.response.json()["error"]["message"]
@@ -135,6 +182,9 @@ async def show(port: int) -> int:
     async with asyncio.timeout(60), started(port) as system:
         describe(system)
         async with Redis.from_url(system.valkey.connection_url) as store:
+            # Before the subscription, a replica keeps no copy for long.
+            while dict(await store.pubsub_numsub("session:changes"))[b"session:changes"] < 2:  # noqa: ASYNC110 - in other processes
+                await asyncio.sleep(0.01)
             demo = Demo(report, system, store)
             async with demo.http:
                 await demo.run()
@@ -144,8 +194,9 @@ async def show(port: int) -> int:
         return 1
     print(
         "\nThe total went on from 10 to 15 although the proxy that had opened the session\n"
-        "was dead: the other one found it in Valkey. Each request cost one GETEX there,\n"
-        "which loads the session and renews its time to live."
+        "was dead: the other one found it in Valkey. The first request through a replica\n"
+        "costs one GETEX, the others nothing for 60 s. A write or a deletion adds one\n"
+        "PUBLISH, so that no replica goes on with an old copy."
     )
     print(coloured(f"All {report.checks} checks passed in {seconds:.1f} s.", GREEN))
     return 0

@@ -2,10 +2,10 @@
 
 - A client knows the proxy's session id only. The backend's URL and session id are the `data` of
   that session, which all replicas share.
-- A request within a session costs one command in the store. It finds the session and renews its
-  time to live.
-- While a call or an event stream is open, the proxy renews the session from time to time. If the
-  session was deleted, the proxy ends the stream. If the store is down, the proxy tries again later.
+- Each replica has a copy of the sessions in use, so most requests cost nothing in the store. It
+  hears at once if another replica changes or deletes one.
+- Each replica has connections of its own for each session in use, and closes them when the session
+  ends. The end of a session ends its open calls and event streams on every replica.
 - Response bodies pass through as they arrive. When the client disconnects, the proxy closes the
   backend's stream.
 - A session that does not exist is 404, and an MCP client then opens a new one. A store that does
@@ -14,8 +14,9 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -25,24 +26,27 @@ import msgspec
 from serve import serve
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aiosessions import (
     InvalidSessionId,
     JsonCodec,
+    NearCache,
     RedisStorage,
     Session,
     SessionError,
     SessionManager,
     SessionNotFound,
-    StorageUnavailable,
+    SessionResources,
 )
 
 TTL = 1800.0
 MAX_LIFETIME = timedelta(days=1)  # also the longest time for which open streams renew a session
+MAX_STALENESS = 60.0  # of a copy; this matters only while the store announces no changes
 SESSION_HEADER = "mcp-session-id"
+HTTP = "http.response"
 # RFC 9110, section 7.6.1: these headers concern one connection. httpx writes its own Host. The
 # server under each replica writes Date and Server, so passing them on would send them twice.
 NOT_FORWARDED = frozenset(
@@ -55,147 +59,121 @@ class Upstream(msgspec.Struct, frozen=True):
     """The backend's side of a session."""
 
     url: str
-    session_id: str
+    session_id: str = ""
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The connections of this replica to the backend of one session."""
+
+    http: httpx.AsyncClient
+    upstream: Upstream
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, headers: Iterable[tuple[bytes, bytes]] = (), content: bytes = b""
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request, and give its response with the body still unread."""
+        # `http.build_request` would add default headers, and the cookies of other clients.
+        request = httpx.Request(
+            method,
+            self.upstream.url,
+            headers=forwarded(headers, self.upstream.session_id),
+            content=content,
+            extensions={"timeout": self.http.timeout.as_dict()},
+        )
+        response = await self.http.send(request, stream=True)
+        try:
+            yield response
+        finally:  # also when the block is cancelled
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
 
 
 class Proxy:
-    """The MCP endpoint. It borrows the manager and the HTTP client.
-
-    Args:
-        sessions: The sessions that all replicas share.
-        http: The client for requests to backends.
-        backend: The URL of the MCP endpoint on which new sessions are opened.
-        renew_every: The seconds between two renewals while a call or a stream is open.
-    """
+    """The MCP endpoint. Requests without a session, which may open one, go to `newcomers`."""
 
     def __init__(
         self,
         sessions: SessionManager[Upstream],
-        http: httpx.AsyncClient,
-        backend: str,
-        renew_every: float = TTL / 4,
+        resources: SessionResources[Connections, Upstream],
+        newcomers: Connections,
     ) -> None:
         self._sessions = sessions
-        self._http = http
-        self._backend = backend
-        self._renew_every = renew_every
+        self._resources = resources
+        self._newcomers = newcomers
 
-    async def handle(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> ASGIApp:
         """Answer a request of any method."""
         await request.body()  # Starlette keeps it; later the client may have disconnected
-        session = await self._session_of(request)
-        async with self._renewing(request, session) as block:
-            response = await self._forward(request, session.data if session else None)
-        if block.cancelled_caught:
-            raise SessionNotFound("the session ended during the call")
-        try:
-            if session is None:
-                session = await self._opened(response)
-            elif _ended(request, response):
-                await self._sessions.delete(session.id)
-        except BaseException:
-            await response.aclose()
-            raise
-        renewing = partial(self._renewing, request, session)
-        return Relay(response, session.id if session else None, renewing)
-
-    async def _session_of(self, request: Request) -> Session[Upstream] | None:
         ids = request.headers.getlist(SESSION_HEADER)
         if len(ids) > 1:
             raise InvalidSessionId("the request names more than one session")
-        return await self._sessions.get(ids[0]) if ids else None
+        return partial(self._answer, request, ids[0] if ids else None)
 
-    async def _forward(self, request: Request, upstream: Upstream | None) -> httpx.Response:
-        """Send the request to the backend, and return its response with the body still unread."""
-        headers = forwarded(request.headers.raw, upstream.session_id if upstream else None)
-        url = upstream.url if upstream else self._backend
-        return await self._send(request.method, url, headers, await request.body())
+    async def _answer(
+        self, request: Request, id: str | None, _scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass a request on, and the response back, until its session ends."""
+        method, headers, content = request.method, request.headers.raw, await request.body()
+        connecting: AbstractAsyncContextManager[Connections] = nullcontext(self._newcomers)
+        if id is not None:  # a DELETE ends the session itself
+            connecting = self._resources.use(id, cancel=method != "DELETE")
+        started = False
+        async with while_connected(receive):
+            try:
+                async with (
+                    connecting as connections,
+                    connections.request(method, headers, content) as response,
+                ):
+                    id = await self._follow(method, id, response)
+                    status, kept = response.status_code, forwarded(response.headers.raw, id)
+                    await send({"type": f"{HTTP}.start", "status": status, "headers": kept})
+                    started = True
+                    async for chunk in response.aiter_raw():
+                        await send({"type": f"{HTTP}.body", "body": chunk, "more_body": True})
+            except SessionNotFound:
+                if not started:
+                    raise
+            await send({"type": f"{HTTP}.body", "body": b"", "more_body": False})
 
-    async def _send(
-        self, method: str, url: str, headers: list[tuple[bytes, bytes]], content: bytes = b""
-    ) -> httpx.Response:
-        # `http.build_request` would add default headers, and the cookies of other clients.
-        timeout = {"timeout": self._http.timeout.as_dict()}
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=timeout)
-        return await self._http.send(request, stream=True)
-
-    async def _opened(self, response: httpx.Response) -> Session[Upstream] | None:
-        """Store a new session if the backend has opened one."""
+    async def _follow(self, method: str, id: str | None, response: httpx.Response) -> str | None:
+        """Open or end the session as the backend has done, and return its id."""
+        if id is not None and response.status_code == 404:
+            await self._sessions.delete(id)
+            raise SessionNotFound("the backend does not know the session any more")
+        if id is not None and method == "DELETE" and response.is_success:
+            await self._sessions.delete(id)
         theirs = response.headers.get(SESSION_HEADER)
-        if theirs is None or not response.is_success:
-            return None
-        upstream = Upstream(url=str(response.request.url), session_id=theirs)
+        if id is not None or theirs is None or not response.is_success:
+            return id
+        upstream = Upstream(str(response.request.url), theirs)
         try:
-            return await self._sessions.create(kind="mcp", data=upstream)
+            return (await self._sessions.create(kind="mcp", data=upstream)).id
         except SessionError:
             # The client cannot use the backend's session, so end it before it idles out.
+            ending = Connections(self._newcomers.http, upstream).request("DELETE")
             with suppress(httpx.HTTPError, TimeoutError):
-                async with asyncio.timeout(5):
-                    ended = await self._send("DELETE", upstream.url, forwarded([], theirs))
-                    await ended.aclose()
+                async with asyncio.timeout(5), ending:
+                    pass
             raise
 
-    @asynccontextmanager
-    async def _renewing(
-        self, request: Request, session: Session[Upstream] | None
-    ) -> AsyncIterator[anyio.CancelScope]:
-        """Renew the session while the block runs.
 
-        Cancel the block when the session has ended, or the client has disconnected.
-        """
-        with anyio.CancelScope() as block:
-            task = asyncio.create_task(self._renew(request, session, block))
-            try:
-                yield block
-            finally:
-                task.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([task])
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the block when the client disconnects."""
 
-    async def _renew(
-        self, request: Request, session: Session[Upstream] | None, block: anyio.CancelScope
-    ) -> None:
-        with suppress(SessionError):  # deleted, expired, or unreadable
-            while True:
-                await asyncio.sleep(self._renew_every)
-                if await request.is_disconnected():
-                    break
-                with suppress(StorageUnavailable):  # an outage: try again next time
-                    if session is not None:
-                        await self._sessions.get(session.id)
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
         block.cancel()
 
-
-class Relay(StreamingResponse):
-    """Passes the backend's response on, piece by piece, while the session is being renewed."""
-
-    def __init__(
-        self,
-        upstream: httpx.Response,
-        session_id: str | None,
-        renewing: Callable[[], AbstractAsyncContextManager[object]],
-    ) -> None:
-        super().__init__(upstream.aiter_raw(), upstream.status_code)
-        self.raw_headers = forwarded(upstream.headers.raw, session_id)
-        self._upstream = upstream
-        self._renewing = renewing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, and close the backend's stream in any case."""
+    with anyio.CancelScope() as block:
+        task = asyncio.create_task(watch())
         try:
-            await super().__call__(scope, receive, send)
-        finally:  # Starlette cancels the call when the client disconnects
-            with anyio.CancelScope(shield=True):
-                await self._upstream.aclose()
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the headers, then the body until it ends or the session does."""
-        status, headers = self.status_code, self.raw_headers
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        async with self._renewing():
-            async for chunk in self.body_iterator:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            yield
+        finally:
+            task.cancel()
 
 
 def forwarded(
@@ -207,12 +185,6 @@ def forwarded(
     dropped = NOT_FORWARDED | {name.strip().lower() for name in named.split(b",")}
     kept = [(name, value) for name, value in lowered if name not in dropped]
     return [*kept, (SESSION_HEADER.encode(), session_id.encode())] if session_id else kept
-
-
-def _ended(request: Request, response: httpx.Response) -> bool:
-    """Whether the client has ended the backend's session, or the backend no longer knows it."""
-    deleted = request.method == "DELETE" and response.is_success
-    return deleted or response.status_code == 404
 
 
 class JsonRpcRequest(msgspec.Struct):
@@ -257,17 +229,31 @@ async def main() -> None:
     parser.add_argument("--backend", required=True, help="the URL of the MCP server's endpoint")
     parser.add_argument("--port", type=int, default=0, help="by default a free one")
     arguments = parser.parse_args()
-    storage = RedisStorage.from_url(
-        arguments.store, ttl=TTL, codec=JsonCodec(data_type=Upstream), timeout=2
-    )
+    shared = RedisStorage.from_url(arguments.store, ttl=TTL, codec=JsonCodec(Upstream), timeout=2)
+    storage = NearCache(shared, max_staleness=MAX_STALENESS)
     # An event stream may stay silent for hours, and each one holds a connection.
-    http = httpx.AsyncClient(
+    client = partial(
+        httpx.AsyncClient,
         timeout=httpx.Timeout(5, read=None),
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
+        verify=httpx.create_ssl_context(trust_env=False),  # one for all, as it is slow to make
     )
-    async with storage, SessionManager(storage, max_lifetime=MAX_LIFETIME) as sessions, http:
-        await serve(create_app(Proxy(sessions, http, arguments.backend)), arguments.port)
+
+    async def connect(session: Session[Upstream]) -> Connections:
+        return Connections(client(), session.data)
+
+    async with (
+        storage,
+        SessionManager(storage, max_lifetime=MAX_LIFETIME) as sessions,
+        SessionResources(
+            sessions, connect, lambda each: each.http.aclose(), max_open=10_000, idle=60
+        ) as resources,
+        client() as http,
+    ):
+        await shared.ping()  # before the first request, so that changes are announced by then
+        proxy = Proxy(sessions, resources, Connections(http, Upstream(arguments.backend)))
+        await serve(create_app(proxy), arguments.port)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ class Report:
         text: str,
         *,
         status: int = 200,
-        commands: Sequence[str] | None = ("getex",),
+        commands: Sequence[str] | None = (),
         **checks: tuple[object, object],
     ) -> None:
-        """Print a request; by default it succeeds with one GETEX.
+        """Print a request; by default it succeeds without a command in Valkey.
 
         Args:
             what: The name of the request.
@@ -71,7 +71,7 @@ class Report:
         checks["status"] = actual, status
         if commands is not None:
             checks["commands"] = exchange.commands, list(commands)
-            shown = " ".join(exchange.commands).upper()
+            shown = " ".join(exchange.commands).upper() or "-"
         self.event(
             f"{what:<12}  through {exchange.proxy.name}  {actual}  {shown:<5}  {text}", **checks
         )

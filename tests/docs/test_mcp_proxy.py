@@ -1,4 +1,4 @@
-"""The MCP proxy of the examples: ids, errors, headers, and renewal while a request is open."""
+"""The MCP proxy of the examples: ids, errors, headers, and the end of open requests."""
 
 import asyncio
 import socket
@@ -16,20 +16,20 @@ from aiosessions import (
     CorruptSession,
     JsonCodec,
     LocalStorage,
+    NearCache,
     Session,
     SessionError,
     SessionManager,
+    SessionResources,
     StorageClosed,
     StorageUnavailable,
 )
-from tests.support.clients import storage_at
-from tests.support.servers import Server
 from tests.support.storages import InterceptedStorage
 
 # The files of the example import each other by their bare names.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "mcp_proxy"))
 
-from proxy import Proxy, Upstream, create_app, forwarded
+from proxy import Connections, Proxy, Upstream, create_app, forwarded
 
 CODEC = JsonCodec(data_type=Upstream)
 CALL = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "add"}}
@@ -43,18 +43,21 @@ class Backend(httpx.AsyncByteStream):
         status: The status of responses, or None if it cannot be reached.
         answers, ends: Unset one to hold back the responses, or the end of each.
         closed: Set when the proxy has closed a request or a response.
+        reached: Set when a request or its response is held back.
     """
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
         self.status: int | None = 200
-        self.answers, self.ends, self.closed = (asyncio.Event() for _ in range(3))
+        self.answers, self.ends, self.closed, self.reached = (asyncio.Event() for _ in range(4))
         self.answers.set()
         self.ends.set()
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer a request."""
         self.requests.append(request)
+        if not self.answers.is_set():
+            self.reached.set()
         try:
             await self.answers.wait()
         except asyncio.CancelledError:
@@ -68,6 +71,8 @@ class Backend(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"data: fine\n\n"
+        if not self.ends.is_set():
+            self.reached.set()
         await self.ends.wait()
 
     async def aclose(self) -> None:
@@ -88,10 +93,25 @@ def backend() -> Backend:
 
 
 @asynccontextmanager
-async def proxied(storage: Any, backend: Backend, renew_every: float = 60) -> AsyncIterator[Any]:
-    """The proxy as an ASGI application."""
-    async with httpx.AsyncClient(transport=httpx.MockTransport(backend.answer)) as http:
-        yield create_app(Proxy(SessionManager(storage), http, "http://backend/mcp", renew_every))
+async def proxied(storage: Any, backend: Backend) -> AsyncIterator[Any]:
+    """The proxy as an ASGI application, which leaves nothing open."""
+
+    def connections(upstream: Upstream) -> Connections:
+        http = httpx.AsyncClient(transport=httpx.MockTransport(backend.answer))
+        return Connections(http, upstream)
+
+    async def connect(session: Session[Upstream]) -> Connections:
+        return connections(session.data)
+
+    async def close(connections: Connections) -> None:
+        await connections.http.aclose()
+
+    sessions = SessionManager[Upstream](storage)
+    async with SessionResources(sessions, connect, close, max_open=10, idle=60) as resources:
+        newcomers = connections(Upstream("http://backend/mcp"))
+        yield create_app(Proxy(sessions, resources, newcomers))
+        await close(newcomers)
+    assert resources.statistics().open == 0
 
 
 @pytest.fixture
@@ -106,8 +126,8 @@ async def client(storage: Any, backend: Backend) -> AsyncIterator[httpx.AsyncCli
 
 @asynccontextmanager
 async def served(storage: Any, backend: Backend) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the proxy over TCP, for streams. The proxy renews sessions all the time."""
-    async with proxied(storage, backend, renew_every=0.01) as app:
+    """A client of the proxy over TCP, for streams."""
+    async with proxied(storage, backend) as app:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
             task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -249,41 +269,8 @@ def test_headers_of_one_connection_are_not_forwarded() -> None:
     assert forwarded(headers, "outer") == [*cookies, (b"mcp-session-id", b"outer")]
 
 
-async def renewals(storage: Any, error: SessionError | None = None) -> None:
-    """Wait for some renewals that begin from now on, and make them fail if there is an error."""
-    points: asyncio.Queue[str] = asyncio.Queue()
-
-    async def intercept(_: int, name: str) -> None:
-        points.put_nowait(name)
-        if error:
-            raise error
-
-    storage.intercept(intercept)
-    for _ in range(4):
-        await points.get()
-
-
 # The backend holds its answer back, as in a long call, or only the end of it, as in a stream.
 open_requests = pytest.mark.parametrize("held", ["answers", "ends"])
-
-
-@open_requests
-async def test_open_request_renews_its_session(valkey: Server, backend: Backend, held: str) -> None:
-    """The session outlives its TTL, and renewal goes on after an outage."""
-    async with storage_at(valkey.url, codec=CODEC, ttl=60) as real:
-        storage = InterceptedStorage(real)  # type: ignore[arg-type]
-        async with served(storage, backend) as client:
-            header = await opened(client)
-            getattr(backend, held).clear()
-            call = asyncio.create_task(client.post("/mcp", headers=header, json=CALL))
-            await renewals(storage)
-            await renewals(storage, StorageUnavailable("down"))
-            for _ in range(2):
-                valkey.age(50)
-                await renewals(storage)
-            getattr(backend, held).set()
-            assert (await call).text == "data: fine\n\n"
-            assert (await client.post("/mcp", headers=header, json=CALL)).status_code == 200
 
 
 @open_requests
@@ -291,17 +278,31 @@ async def test_open_request_renews_its_session(valkey: Server, backend: Backend,
 async def test_open_request_ends_with_session_or_client(
     storage: Any, backend: Backend, held: str, *, deleted: bool
 ) -> None:
-    """If the session is deleted, a call gets 404, and a stream ends. Renewal ends in any case."""
-    async with served(storage, backend) as client:
+    """If the session is deleted elsewhere, a call gets 404, and a stream ends."""
+    cache = NearCache[Upstream](storage.inner, max_staleness=30)
+    async with served(cache, backend) as client:
         header = await opened(client)
         getattr(backend, held).clear()
         backend.closed.clear()
         call = asyncio.create_task(client.get("/mcp", headers=header))
-        await renewals(storage)
+        await backend.reached.wait()
         if deleted:
             await storage.delete(header["Mcp-Session-Id"])
             assert (await call).status_code == (404 if held == "answers" else 200)
         else:
             call.cancel()
         await backend.closed.wait()
-    assert not [task for task in asyncio.all_tasks() if "Proxy" in str(task.get_coro())]
+
+
+async def test_client_ends_its_session_during_a_stream(storage: Any, backend: Backend) -> None:
+    """The DELETE gets the backend's answer, and the stream ends."""
+    async with served(storage.inner, backend) as client:
+        header = await opened(client)
+        backend.ends.clear()
+        stream = asyncio.create_task(client.get("/mcp", headers=header))
+        await backend.reached.wait()
+        async with client.stream("DELETE", "/mcp", headers=header) as response:
+            assert response.status_code == 200
+            assert (await stream).text == "data: fine\n\n"
+            backend.ends.set()
+            assert await response.aread() == b"data: fine\n\n"
