@@ -128,10 +128,13 @@ class Held(Generic[R, D]):
         self.retire()
 
     def suspect(self) -> None:
-        """Check the session soon, because it has changed."""
+        """Check the session soon, because it has changed.
+
+        Called by the storage, perhaps from a callback of asyncio, where anyio tells no time.
+        """
         self._suspect = True
-        self._check_at = anyio.current_time()
-        self._wake()
+        self._check_at = -inf
+        self._stirred.set()
 
     async def live(
         self, open: Callable[[Session[D]], Awaitable[R]], close: Callable[[R], Awaitable[object]]
