@@ -226,16 +226,17 @@ async def test_idle_counts_up_to_the_ttl(world: World) -> None:
 
 
 @in_a_world
-async def test_session_in_use_outlives_its_ttl(world: World) -> None:
-    """Also if an unused resource is taken shortly before it would be closed."""
-    session, leave = await _created(world), anyio.Event()
-    await _used(world, session.id)
-    await world.advance(1)
-    async with anyio.create_task_group() as group:
-        group.start_soon(lambda: world.hold(session.id, leave, cancel=True))
-        await world.advance(3 * TTL)
-        assert [each.users for each in world.live] == [1]
-        leave.set()
+@pytest.mark.parametrize("idle", [1, TTL])
+async def test_session_in_use_outlives_its_ttl(world: World, idle: int) -> None:
+    """Also if an unused resource is taken again."""
+    session = await _created(world)
+    resources = SessionResources(world.sessions, world.open, world.close, max_open=1, idle=idle)
+    async with resources:
+        async with resources.use(session.id):
+            pass
+        await world.advance(1)
+        async with resources.use(session.id, cancel=True):
+            await world.advance(3 * TTL)
     await world.sessions.get(session.id)
 
 
@@ -336,6 +337,25 @@ async def test_outage_during_a_check_keeps_the_resource(
         await settle()
         assert len(world.live) == kept
     await world.advance(STALENESS)
+    assert not world.live
+
+
+@in_a_world
+async def test_late_use_does_not_delay_the_check(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has found the session, because its load began before the deletion."""
+    session = await _created(world)
+    await _used(world, session.id)
+
+    async def late(_: str) -> Session[Any]:
+        monkeypatch.undo()
+        return session
+
+    monkeypatch.setattr(world.sessions, "get", late)
+    await world.sessions.delete(session.id)
+    await _used(world, session.id)
+    await settle()
     assert not world.live
 
 
