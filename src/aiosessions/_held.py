@@ -1,10 +1,10 @@
-"""The life of one live resource of a session, in a task of its own.
+"""The life of one live resource of a session, in a task for this resource.
 
 Invariants:
 
 - The task opens the resource, waits for its end, and closes it. So it is closed once.
-- It is closed only while nobody uses it. `closing` is set in the step that decides this, and from
-  then on nobody can take the resource.
+- It is closed only while it is unused. `closing` is set in the step that decides this, and from
+  then on no user gets it.
 - Each change of the state wakes the task, if the task would otherwise wake too late.
 """
 
@@ -32,7 +32,7 @@ class Held(Generic[R, D]):
     Args:
         sessions: The sessions.
         session: The session, as the caller has found it.
-        idle: Seconds after which the resource is closed if nobody uses it.
+        idle: Seconds after which the resource is closed if it is unused.
         check_every: Seconds between two checks of the session while someone uses it.
         previous: The resource that is closed before this one is opened.
 
@@ -43,7 +43,7 @@ class Held(Generic[R, D]):
         used_at: The moment at which the last user has left.
         users: The number of callers that use it or wait for it.
         gone: Whether the session has ended.
-        closing: Whether nobody can take the resource any more.
+        closing: Whether new users must wait for `closed`.
         claimed: Whether another resource takes its place.
         ready: Set when the resource was opened, or could not be.
         closed: Set when nothing of it is left.
@@ -71,7 +71,7 @@ class Held(Generic[R, D]):
         self.used_at = anyio.current_time()
         self._check_at = self.used_at + check_every
         self._suspect = False  # the session was changed since the last check
-        self._retiring = False  # close as soon as nobody uses it
+        self._retiring = False  # close as soon as it is unused
         self._scopes: set[anyio.CancelScope] = set()
         self._opening = anyio.CancelScope()
         self._stirred = anyio.Event()
@@ -116,7 +116,7 @@ class Held(Generic[R, D]):
             raise self._error.with_traceback(self._traceback)
 
     def retire(self) -> None:
-        """Close the resource as soon as nobody uses it."""
+        """Close the resource as soon as it is unused."""
         self._retiring = True
         self._settle()
 
@@ -220,7 +220,7 @@ class Held(Generic[R, D]):
         self._wake()
 
     def _settle(self) -> None:
-        """Decide to close the resource, if it is retiring and nobody uses it."""
+        """Decide to close the resource, if it is retiring and unused."""
         if self._retiring and not self.users:
             self.closing = True
             if not self.ready.is_set():

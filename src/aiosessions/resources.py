@@ -41,7 +41,7 @@ class ResourceStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         open: The resources that are open, or are being opened or closed.
-        in_use: The resources that have users.
+        in_use: Those that someone uses.
         closed: How often a resource was opened and closed again.
         failed: How often opening or closing has failed.
     """
@@ -55,24 +55,26 @@ class ResourceStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class SessionResources(StorageListener, Generic[R, D]):
     """Keeps a live object for each session in use: a connection, a stream, the context of a model.
 
-    Each replica opens its own resource from the session's data, also after a crash. A resource is
-    closed when its session was deleted, revoked or rotated away, or has expired; when it was not
-    used for `idle`; to make room for another one; and by `aclose`. It is not closed while in use.
+    Another replica, or this one after a restart, opens the resource again from the session's data.
+    A resource is closed when its session was deleted, revoked or rotated away, or has expired; when
+    it was not used for `idle`; to make room for another one; and by `aclose`.
 
-    Over a storage that announces changes, the end of a session is noticed at once. Otherwise the
-    next `use` notices it, or a check. While a resource is in use, a check loads its session twice
-    per `max_staleness` of a `NearCache`, or four times per TTL, so the session does not expire.
-    Each `use` loads the session, too, so put a `NearCache` under the manager.
+    With a storage that announces changes, the end of a session is noticed at once; else by the
+    next `use`, or while the resource is in use, by a check. Each `use` loads the session, so put a
+    `NearCache` under the manager. While a resource is in use, its session is loaded from time to
+    time, so it does not expire: once per `max_staleness` of the cache, or four times per TTL.
 
-    Runs on the event loops of the storage. Use it as an async context manager, or call `aclose`.
+    Runs wherever the storage does. Use it as an async context manager, or call `aclose`.
 
     Args:
         sessions: The sessions; borrowed.
-        open: Opens the resource of a session. An async function that gets the session.
-        close: Closes a resource. An async function; its errors are logged.
+        open: Opens the resource of a session. An async function that gets the session. It is called
+            once, so later changes of the session's data do not reach an open resource.
+        close: Closes a resource. An async function that must end, as `aclose` waits for it. Its
+            errors are logged.
         max_open: The most resources to keep open. The longest unused goes first.
-        idle: The time after which an unused resource is closed. The TTL is used if it is shorter.
-            As for all durations: seconds or a timedelta.
+        idle: The time after which an unused resource is closed; at most the TTL counts. As for all
+            durations: seconds or a timedelta.
 
     Raises:
         ValueError, TypeError: `max_open` or `idle` is not positive, or has a wrong type.
@@ -134,9 +136,7 @@ class SessionResources(StorageListener, Generic[R, D]):
     ) -> AsyncIterator[R]:
         """Use the resource of a session for the length of the block; open it if it is not open.
 
-        All callers at one time share it. Cancelling one of them does not cancel the others. Enter
-        and leave the block in one task, and do not `yield` in it: a cancellation would not reach a
-        generator that waits for its consumer.
+        Any number of callers at one time share it. Cancelling one of them cancels no other.
 
         Args:
             id: The session's id.
@@ -153,7 +153,7 @@ class SessionResources(StorageListener, Generic[R, D]):
                 the next one tries again.
         """
         check_owner_type(principal)
-        # Without `cancel` there is no scope, so another task may leave the block.
+        # A scope only with `cancel`: without one, another task may leave the block.
         with anyio.CancelScope() if cancel else nullcontext() as scope:
             held = await self._take(id, principal, scope)
             try:
@@ -167,10 +167,9 @@ class SessionResources(StorageListener, Generic[R, D]):
             raise SessionNotFound(NOT_FOUND)
 
     async def aclose(self) -> None:
-        """Cancel the blocks of `use` with `cancel`, and close every resource.
+        """Close every resource, those in use after their last user has left. Twice is fine.
 
-        A resource in use is closed after its last user has left, so a call inside a block of `use`
-        would wait forever. Closing twice is fine.
+        Blocks of `use` with `cancel` are cancelled. Do not call this in a block without.
         """
         self._stopped = True
         if self._stop_listening is not None:
@@ -207,7 +206,7 @@ class SessionResources(StorageListener, Generic[R, D]):
                 session = await self._sessions.get(id)
             except (SessionNotFound, CorruptSession):
                 held = self._held.get(session_digest(id))
-                if held is not None:  # a check tells whether it was created meanwhile
+                if held is not None:  # a check tells whether it exists by now
                     held.suspect()
                 raise
             check_owner(session, principal)

@@ -71,10 +71,11 @@ async def test_resource_is_opened_once_for_concurrent_callers(world: World) -> N
         await settle()
         gate.set()
         await settle()
-        (resource,) = world.live
-        assert (resource.users, resource.session.data) == (5, "the session's data")
+        assert [(each.users, each.session.data) for each in world.live] == [
+            (5, "the session's data")
+        ]
         leave.set()
-    assert await _used(world, session.id) is resource
+    assert [await _used(world, session.id)] == world.live
     assert world.opens == 1
 
 
@@ -168,6 +169,7 @@ async def test_resource_of_rotated_id_ends(world: World, grace: int) -> None:
     """The old id gets a resource for a short time, if it has a grace, and the new id its own."""
     sessions = SessionManager[Any](world.storage, grace=grace, clock=world.clock)
     old, leave, answered = await _created(world), anyio.Event(), []
+    new = old
     async with anyio.create_task_group() as group:
         group.start_soon(world.hold, old.id, leave)
         await settle()
@@ -226,7 +228,7 @@ async def test_idle_counts_up_to_the_ttl(world: World) -> None:
 
 
 @in_a_world
-@pytest.mark.parametrize("idle", [1, TTL])
+@pytest.mark.parametrize("idle", [STALENESS, TTL])
 async def test_session_in_use_outlives_its_ttl(world: World, idle: int) -> None:
     """Also if an unused resource is taken again."""
     session = await _created(world)
@@ -234,7 +236,7 @@ async def test_session_in_use_outlives_its_ttl(world: World, idle: int) -> None:
     async with resources:
         async with resources.use(session.id):
             pass
-        await world.advance(1)
+        await world.advance(STALENESS - 1)
         async with resources.use(session.id, cancel=True):
             await world.advance(3 * TTL)
     await world.sessions.get(session.id)
@@ -269,7 +271,7 @@ async def test_longest_unused_resource_makes_room(world: World) -> None:
 
 @in_a_world
 async def test_all_resources_in_use_is_unavailable(world: World) -> None:
-    """A session whose resource is open can still be used."""
+    """The resources that are open can still be used."""
     sessions, leave = [await _created(world) for _ in range(MAX_OPEN + 1)], anyio.Event()
     async with anyio.create_task_group() as group:
         for each in sessions[:-1]:
@@ -324,7 +326,7 @@ async def test_wrong_principal_closes_nothing(world: World) -> None:
 async def test_outage_during_a_check_keeps_the_resource(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, *, kept: bool
 ) -> None:
-    """A session that was deleted meanwhile is noticed after the outage."""
+    """The end of the session is noticed after the outage."""
     session = await _created(world)
     await _used(world, session.id)
 
@@ -373,7 +375,7 @@ async def test_other_replica_opens_it_from_the_session(world: World) -> None:
 
 @in_a_world
 async def test_new_session_of_the_same_id_gets_a_new_resource(world: World) -> None:
-    """It is opened when the old one is no longer used."""
+    """It is opened after the last use of the old one."""
     session, leave, own = await _created(world), anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(world.hold, session.id, leave)
@@ -420,8 +422,24 @@ async def test_aclose_waits_for_users(world: World) -> None:
 
 
 @in_a_world
-async def test_opening_ends_when_nobody_waits_at_aclose(world: World) -> None:
-    """An `open` that hangs does not block the exit, nor the room of others."""
+async def test_aclose_during_a_load_refuses_the_use(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the resource would stay open."""
+    session = await _created(world)
+
+    async def late(_: str) -> Session[Any]:
+        await world.resources.aclose()
+        return session
+
+    monkeypatch.setattr(world.sessions, "get", late)
+    with pytest.raises(StorageClosed):
+        await _used(world, session.id)
+
+
+@in_a_world
+async def test_opening_ends_when_no_caller_waits(world: World) -> None:
+    """Then an `open` that hangs takes no room from others."""
     sessions = [await _created(world) for _ in range(MAX_OPEN + 1)]
     world.before_open = anyio.sleep_forever
     for each in sessions[:-1]:
@@ -475,7 +493,7 @@ async def test_hanging_close_delays_its_own_session_only(world: World) -> None:
 
 @in_a_world
 async def test_caller_cancelled_at_any_step_leaves(world: World) -> None:
-    """A resource whose callers were all cancelled is used by nobody, and can be used again."""
+    """After the cancellation of all callers, a resource has no users, and can be used again."""
     for steps in range(12):
         session = await _created(world)
         async with anyio.create_task_group() as group:
@@ -494,16 +512,10 @@ async def test_caller_cancelled_at_any_step_leaves(world: World) -> None:
 @in_a_world
 async def test_another_task_may_leave_the_block(world: World) -> None:
     """As a fixture or a generator may do; not with `cancel`."""
-    session, block = await _created(world), None
-
-    async def enter() -> None:
-        nonlocal block
-        block = world.use(session.id)
-        await block.__aenter__()
-
+    session = await _created(world)
+    block = world.use(session.id)
     async with anyio.create_task_group() as group:
-        group.start_soon(enter)
-    assert block is not None
+        group.start_soon(block.__aenter__)
     await block.__aexit__(None, None, None)
     assert world.resources.statistics().in_use == 0
 
