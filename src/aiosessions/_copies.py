@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from weakref import WeakSet
 
 import msgspec
@@ -26,6 +27,8 @@ from ._table import Table
 from .storage import Clock, StorageListener, whole_milliseconds
 
 DELETED = ""  # in place of a revision
+# Expired copies to remove for each one that comes, so that none stays for long.
+_SWEPT = 2
 _log = logging.getLogger("aiosessions")
 
 
@@ -191,6 +194,8 @@ class Copies(StorageListener):
             age = self.now() - pending.began
             for table in self._tables():
                 table.put(id, copy, copy.deadline, copy.digest, age)
+                for _ in islice(table.sweep(), _SWEPT):
+                    pass
 
     def drop(self, id: str) -> None:
         """Drop one copy."""

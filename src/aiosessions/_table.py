@@ -198,7 +198,7 @@ class Table(Generic[V]):
         return whole_milliseconds(self._clock.time())
 
     def _is_expired(self, entry: _Entry[V]) -> bool:
-        if whole_milliseconds(self._clock.monotonic()) - entry.used_at >= self._ttl:
+        if self._now() - entry.used_at >= self._ttl:
             return True
         return entry.deadline != math.inf and entry.deadline <= self._time()
 

@@ -332,8 +332,10 @@ def _attributes(storage: Storage[D]) -> tuple[Codec[D], int]:
     """The codec of a storage, and its TTL in milliseconds.
 
     Raises:
-        TypeError: It does not tell them.
+        TypeError: It does not tell them, or is a cache.
     """
+    if isinstance(storage, NearCache):
+        raise TypeError("a NearCache over another one would add up their staleness; use one")
     codec, ttl = getattr(storage, "codec", None), getattr(storage, "ttl", None)
     if codec is None or ttl is None:
         name = type(storage).__name__

@@ -184,10 +184,13 @@ class SessionResources(StorageListener, Generic[R, D]):
 
     def changed(self, digest: str, revision: str) -> None:
         """See `StorageListener.changed`."""
-        del revision  # a rotation writes, too
         held = self._held.get(digest)
-        if held is not None:
+        if held is None:
+            return
+        if revision or held.users:  # a rotation writes, too
             held.suspect()
+        else:  # without a check, which would renew a session that was created anew
+            held.retire()
 
     def interrupted(self) -> None:
         """See `StorageListener.interrupted`."""

@@ -79,7 +79,11 @@ class Simulation:
         self._router = Router(None, _TIMEOUT, 1)  # type: ignore[arg-type]
         self._router.deadline()
         self._connection = library.parts["Connection"](
-            lambda: DriverConnection(self.server), _TIMEOUT, self._router._on_outage, _SERVER
+            lambda: DriverConnection(self.server),
+            _TIMEOUT,
+            self._router._on_outage,
+            _SERVER,
+            lambda: None,
         )
         self._router._connections[_SERVER] = [self._connection]
         if schedule.small:

@@ -43,6 +43,7 @@ class Bare(ReferenceStorage):
         ({"max_bytes": 1.5}, TypeError, "max_bytes is an int, not float"),
         ({"storage": LocalStorage}, TypeError, "not the class LocalStorage"),
         ({"storage": Bare()}, TypeError, "has the attributes codec and ttl; Bare has not"),
+        ({"storage": RemoteStorage().cache()}, TypeError, "a NearCache over another one"),
     ],
 )
 def test_constructor_explains_refusal(

@@ -73,6 +73,21 @@ async def test_limits_evict_the_longest_unused(limit: dict[str, int]) -> None:
     assert cache.statistics().bytes <= limit.get("max_bytes", 1000)
 
 
+async def test_new_copies_remove_expired_ones() -> None:
+    """Ids and payloads do not stay in memory for long."""
+    storage = RemoteStorage()
+    sessions = [await stored(storage) for _ in range(6)]
+    cache = storage.cache()
+    for each in sessions[:4]:
+        await cache.load(each.id)
+
+    storage.clock.advance(10)
+    for each in sessions[4:]:
+        await cache.load(each.id)
+    assert cache.statistics().sessions == 2
+    assert cache.statistics().evictions == 0
+
+
 class Old(msgspec.Struct):
     """Data of an older release."""
 

@@ -253,6 +253,20 @@ async def test_unused_resource_does_not_renew_its_session(world: World) -> None:
 
 
 @in_a_world
+async def test_deletion_closes_an_unused_resource_without_a_check(world: World) -> None:
+    """So a message that is wrong renews nothing."""
+    session = await _created(world)
+    await _used(world, session.id)
+    await world.advance(IDLE - 1)
+
+    world.resources.changed(session.digest, "")
+    await world.advance(TTL - IDLE + 1)
+    assert not world.live
+    with pytest.raises(SessionNotFound):
+        await world.sessions.get(session.id)
+
+
+@in_a_world
 async def test_longest_unused_resource_makes_room(world: World) -> None:
     """The end of its last use counts, not the beginning."""
     sessions, leave = [await _created(world) for _ in range(MAX_OPEN + 1)], anyio.Event()

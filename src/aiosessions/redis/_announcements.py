@@ -19,13 +19,14 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ..errors import SessionError
 from ..storage import StorageListener
 from ._driver import Address, ConnectionFactory
 from ._subscription import Follower
 
+_REMEMBERED: Final = 1000
 _log = logging.getLogger("aiosessions")
 
 
@@ -57,6 +58,7 @@ class Announcements:
         self._restart: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
         self._complete: bool | None = None  # None until the listeners know
+        self._heard: dict[tuple[str, str], None] = {}  # the latest writes
         self._closed = False
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
@@ -140,7 +142,16 @@ class Announcements:
                 self._lost.set()
 
     def heard(self, digest: str, revision: str) -> None:
-        """Pass an announcement on."""
+        """Pass an announcement on.
+
+        In a cluster, each master sends it. A late repetition of a write would end newer copies.
+        """
+        if revision and len(self._followers) > 1:
+            if (digest, revision) in self._heard:
+                return
+            self._heard[digest, revision] = None
+            if len(self._heard) > _REMEMBERED:
+                del self._heard[next(iter(self._heard))]
         for listener in tuple(self._listeners.values()):
             _tell(partial(listener.changed, digest, revision))
 
