@@ -342,14 +342,15 @@ async def test_outage_during_a_check_keeps_the_resource(
 ) -> None:
     """The end of the session is noticed after the outage."""
     session = await _created(world)
-    await _used(world, session.id)
 
     async def fail(_: str) -> Any:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.sessions, "get", fail)
-        await world.sessions.delete(session.id)
+        async with world.use(session.id):
+            patch.setattr(world.sessions, "get", fail)
+            await world.sessions.delete(session.id)
+            await settle()
         await settle()
         assert len(world.live) == kept
     await world.advance(STALENESS)
@@ -362,15 +363,16 @@ async def test_late_use_does_not_delay_the_check(
 ) -> None:
     """It has found the session, because its load began before the deletion."""
     session = await _created(world)
-    await _used(world, session.id)
 
     async def late(_: str) -> Session[Any]:
         monkeypatch.undo()
         return session
 
-    monkeypatch.setattr(world.sessions, "get", late)
-    await world.sessions.delete(session.id)
-    await _used(world, session.id)
+    async with world.use(session.id):
+        await world.sessions.delete(session.id)
+        monkeypatch.setattr(world.sessions, "get", late)
+        await _used(world, session.id)
+        await settle()
     await settle()
     assert not world.live
 
