@@ -44,7 +44,7 @@ from aiosessions import (
 
 TTL = 1800.0
 MAX_LIFETIME = timedelta(days=1)  # also the longest time for which open streams renew a session
-MAX_STALENESS = 60.0  # of a copy; this matters only while the store announces no changes
+MAX_STALENESS = 60.0  # of a copy: a change ends it earlier, while the store announces changes
 SESSION_HEADER = "mcp-session-id"
 HTTP = "http.response"
 # RFC 9110, section 7.6.1: these headers concern one connection. httpx writes its own Host. The

@@ -7,7 +7,7 @@ lifespan of an application.
 Invariants:
 
 - A task starts with an empty context, so it does not keep the context variables of its creator.
-- A task never raises: its function handles every exception but the cancellation.
+- A task never raises: its function handles every exception except cancellation.
 - `wait` returns at once for a task of another event loop or process: it may never end.
 """
 
@@ -41,7 +41,7 @@ def spawn(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> Background
         name: The name of the task.
     """
     try:
-        # There is none in a run of trio that is a guest of asyncio's event loop.
+        # There is no current task if trio runs as a guest of asyncio's event loop.
         on_asyncio = asyncio.current_task() is not None
     except RuntimeError:
         on_asyncio = False

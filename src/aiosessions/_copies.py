@@ -7,9 +7,9 @@ Invariants:
 - The age of a copy counts from the moment at which its load or write began. `get` returns none that
   is `max_staleness` old, or past its deadline.
 - A load or write leaves no copy if another change of its session was noted since it began.
-- While changes may be missing, each copy is younger than the interruption, and so is each copy
-  after it.
-- A listener hears of each change once, after the copies. A write that fails is not a change.
+- While announcements are interrupted, each copy is younger than the interruption. After that, each
+  copy is younger than the resumption. Copies for outages are the exception (`serve_stale_for`).
+- A listener hears of a change after the copies do. A write that fails is not a change.
 - A forked process hears nothing, so the copies of its parent are dropped.
 """
 
@@ -36,17 +36,19 @@ class CacheStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of a `NearCache`: the state now, and counts since it was made.
 
     Attributes:
-        sessions: The copies in memory, including expired ones that were not replaced yet.
+        sessions: The copies in memory, including expired ones that were not removed yet.
         bytes: The size of their payloads.
         announced: Whether the storage announces every change at present. If not, only
             `max_staleness` bounds the age of a copy.
-        hits: Loads that made no remote call.
-        misses: Loads that made a remote call.
-        coalesced: Loads that waited for the remote call of another one.
-        stale_served: Loads that got an expired copy in an outage, with `serve_stale_for`.
+        hits: Loads that returned a copy without asking the storage.
+        misses: Loads that asked the storage.
+        coalesced: Loads that waited for a load of another caller.
+        stale_served: Misses and coalesced loads that returned a copy in an outage, with
+            `serve_stale_for`.
         stale_dropped: Copies that were dropped because a write over them met a newer state.
         evictions: Copies that were removed to make room.
-        invalidations: Changes that the storage has announced.
+        invalidations: Announcements, those of this cache's own changes included. In a cluster, each
+            master announces each delete.
     """
 
     sessions: int
@@ -257,7 +259,7 @@ class Copies(StorageListener):
         self._tell(digest, revision)
 
     def interrupted(self) -> None:
-        """See `StorageListener.interrupted`. Copies made before serve in an outage only."""
+        """See `StorageListener.interrupted`. Keeps copies only for an outage."""
         self._distrust()
         self._fresh.clear()
         if not self._warned:

@@ -42,7 +42,7 @@ class Held(Generic[R, D]):
         previous: See above; None once it is closed.
         used_at: The moment at which the last user has left.
         users: The number of callers that use it or wait for it.
-        gone: Whether the session has ended.
+        gone: Whether the session has ended, or `aclose` was called.
         closing: Whether new users must wait for `closed`.
         claimed: Whether another resource takes its place.
         ready: Set when the resource was opened, or could not be.
@@ -121,7 +121,7 @@ class Held(Generic[R, D]):
         self._settle()
 
     def end(self) -> None:
-        """The session has ended: cancel the blocks that are tied to it, and retire."""
+        """Cancel the blocks that end with the session, and retire."""
         self.gone = True
         for scope in self._scopes:
             scope.cancel()
@@ -197,14 +197,14 @@ class Held(Generic[R, D]):
         return due if self.users else min(due, self.used_at + self._idle)
 
     async def _check(self) -> None:
-        """Look whether the session is still there, which renews it."""
+        """Load the session, to renew it and to see whether it still exists."""
         suspect, self._suspect = self._suspect, False
         self._check_at = anyio.current_time() + self._check_every
         try:
             session = await self._sessions.get(self._session.id)
         except (SessionNotFound, CorruptSession, StorageClosed):
             self.end()
-        except Exception:  # noqa: BLE001 - an outage; storages of other makers raise anything
+        except Exception:  # noqa: BLE001 - an outage; third-party storages raise anything
             self._suspect |= suspect  # the next check is due in time
         else:
             if self.serves(session):
@@ -213,7 +213,7 @@ class Held(Generic[R, D]):
     def _found(self, session: Session[D]) -> None:
         """Note that the session was loaded just now."""
         self._session = session
-        if not self._suspect:  # else the session has changed since that load began, perhaps
+        if not self._suspect:  # else the session may have changed since that load began
             self._check_at = anyio.current_time() + self._check_every
         if ROTATED_KEY in session.metadata:  # the old id answers until its grace ends
             self.retire()

@@ -3,8 +3,8 @@
 Invariants:
 
 - A load belongs to no caller, so cancelling one caller fails no other.
-- A caller joins a load only if nothing was noted of its session since it began, and if its result
-  is young enough for a call that begins now.
+- A caller joins a load only if no change of its session was noted since the load began, and if the
+  load began less than `max_staleness` ago.
 - A load leaves a copy only if no later load of its session has begun.
 - Callers share neither a session nor an error: each `raise` adds the frames of one caller.
 """
@@ -59,7 +59,7 @@ class Loads(Generic[D]):
         load: Loads a session from the storage.
         encode: Makes a copy of a session.
         copies: The copies of the cache.
-        longest: The age at which a load is not joined, in milliseconds.
+        longest: The age from which a load is no longer joined, in milliseconds.
     """
 
     def __init__(

@@ -54,11 +54,11 @@ _MAX_BYTES = 64 * 1024 * 1024
 class NearCache(Storage[D], Generic[D]):
     """A storage that answers repeated loads from the memory of this process.
 
-    Other replicas may change a session at any time. A storage that announces changes, as
-    `RedisStorage` does, ends a copy at once. Without announcements, and while they are interrupted,
-    a load may return a session as it was up to `max_staleness` ago. A save over such a copy is a
-    `SessionConflict`, as always, and the next load is fresh. As a hit renews no TTL, an
-    unused session lives for at least a TTL less `max_staleness`.
+    Other replicas may change a session at any time. Over a storage that announces changes, such as
+    `RedisStorage`, a copy ends when the announcement arrives. Without announcements, and while they
+    are interrupted, a load may return a session as it was up to `max_staleness` ago. A save of such
+    a copy is a `SessionConflict`, and the next load is fresh. A hit renews no TTL, so after its
+    last use a session lives for at least a TTL less `max_staleness`.
 
     Owns the storage: `aclose` closes both. Runs wherever the storage does. A hit does not yield to
     the event loop. Over an `IndexedStorage`, the cache is one, too.
@@ -69,13 +69,14 @@ class NearCache(Storage[D], Generic[D]):
             storage. As for all durations: seconds or a timedelta.
         max_sessions: The most sessions to keep. The least recently used goes first.
         max_bytes: The most bytes that all encoded sessions together may have.
-        serve_stale_for: While the storage is not available, a load returns an older copy for so
-            long beyond `max_staleness`, but never past `expires_at`. None for never.
+        serve_stale_for: How long after `max_staleness` a load may still return a copy if the
+            storage raises `StorageUnavailable`; never past `expires_at`. None: not at all.
         clock: The source of time.
 
     Raises:
         ValueError: A duration or limit is not positive, or `max_staleness` exceeds half the TTL.
-        TypeError: An argument has the wrong type.
+        TypeError: An argument has the wrong type, or the storage has no `codec` or `ttl`, or is a
+            `NearCache`.
     """
 
     def __new__(cls, *arguments: Any, **options: Any) -> "NearCache[D]":
@@ -205,7 +206,7 @@ class NearCache(Storage[D], Generic[D]):
         try:
             return await self._storage.delete_expired(before)
         finally:
-            if before is not None:  # else they are too old for a copy
+            if before is not None:  # else they are older than any fresh copy
                 self._copies.clear()
 
     async def aclose(self) -> None:
@@ -224,7 +225,7 @@ class NearCache(Storage[D], Generic[D]):
             await self._storage.aclose()
 
     async def _miss(self, id: str) -> Session[D]:
-        """Load a session from the storage, or wait for such a load that has begun already."""
+        """Load a session from the storage, or wait for a load that has begun already."""
         self._check_open()
         load = self._loads.join(id, session_digest(id))
         await load.task.wait()
@@ -332,7 +333,7 @@ def _attributes(storage: Storage[D]) -> tuple[Codec[D], int]:
     """The codec of a storage, and its TTL in milliseconds.
 
     Raises:
-        TypeError: It does not tell them, or is a cache.
+        TypeError: It has no such attributes, or is a cache.
     """
     if isinstance(storage, NearCache):
         raise TypeError("a NearCache over another one would add up their staleness; use one")

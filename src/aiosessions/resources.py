@@ -4,7 +4,7 @@ Invariants:
 
 - A session has at most one resource here at a time, and one task owns it (_held.py).
 - Resources that are being opened or closed count towards `max_open`. When there are so many, a new
-  one takes the place of an unused one: it waits for the end of that one, and no other does.
+  one takes the place of an unused one, and waits until that one is closed.
 - A resource is used only by callers for whom `SessionManager.get` has found the session just now.
 """
 
@@ -59,10 +59,10 @@ class SessionResources(StorageListener, Generic[R, D]):
     A resource is closed when its session was deleted, revoked or rotated away, or has expired; when
     it was not used for `idle`; to make room for another one; and by `aclose`.
 
-    With a storage that announces changes, the end of a session is noticed at once; else by the
-    next `use`, or while the resource is in use, by a check. Each `use` loads the session, so put a
-    `NearCache` under the manager. While a resource is in use, its session is loaded from time to
-    time, so it does not expire: once per `max_staleness` of the cache, or four times per TTL.
+    If the storage announces changes, the end of a session is noticed when the announcement arrives;
+    otherwise by the next `use` or check. A check loads the session of a resource in use, so that
+    the session does not expire: every half `max_staleness` of the cache, or four times per TTL
+    without a cache. Each `use` loads the session, too, so put a `NearCache` under the manager.
 
     Runs wherever the storage does. Use it as an async context manager, or call `aclose`.
 
@@ -73,8 +73,8 @@ class SessionResources(StorageListener, Generic[R, D]):
         close: Closes a resource. An async function that must end, as `aclose` waits for it. Its
             errors are logged.
         max_open: The most resources to keep open. The longest unused goes first.
-        idle: The time after which an unused resource is closed; at most the TTL counts. As for all
-            durations: seconds or a timedelta.
+        idle: The time after which an unused resource is closed; more than the TTL means the TTL. As
+            for all durations: seconds or a timedelta.
 
     Raises:
         ValueError, TypeError: `max_open` or `idle` is not positive, or has a wrong type.
@@ -99,7 +99,7 @@ class SessionResources(StorageListener, Generic[R, D]):
         ttl: float | None = getattr(storage, "ttl", None)
         if ttl is not None:
             self._idle = min(self._idle, ttl)
-        # A storage of another maker may not tell its TTL.
+        # A third-party storage may have no attribute `ttl`.
         staleness: float | None = getattr(storage, "max_staleness", None)
         # Half, because a check may meet a copy that is nearly stale, which has renewed nothing.
         self._check_every = staleness / 2 if staleness else (ttl or self._idle) / _CHECKS_PER_TTL
@@ -169,7 +169,8 @@ class SessionResources(StorageListener, Generic[R, D]):
     async def aclose(self) -> None:
         """Close every resource, those in use after their last user has left. Twice is fine.
 
-        Blocks of `use` with `cancel` are cancelled. Do not call this in a block without.
+        Blocks of `use` with `cancel` are cancelled. In a block without `cancel`, do not call this:
+        it would wait for that block.
         """
         self._stopped = True
         if self._stop_listening is not None:
@@ -209,7 +210,7 @@ class SessionResources(StorageListener, Generic[R, D]):
                 session = await self._sessions.get(id)
             except (SessionNotFound, CorruptSession):
                 held = self._held.get(session_digest(id))
-                if held is not None:  # a check tells whether it exists by now
+                if held is not None:  # it may have been created anew since
                     held.suspect()
                 raise
             check_owner(session, principal)

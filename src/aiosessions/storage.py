@@ -188,6 +188,8 @@ class StorageListener(Protocol):
     def changed(self, digest: str, revision: str) -> None:
         """Note that a session was written or deleted, here or by another process.
 
+        A change may be announced more than once.
+
         Args:
             digest: The digest of its id.
             revision: The revision that was written; empty if the session was deleted.
@@ -208,8 +210,8 @@ class AnnouncingStorage(Storage[D], Protocol[D]):
     """A storage that tells its listeners of writes and deletes by any process.
 
     A load that starts after an announcement sees the change. The announcement may arrive shortly
-    after the verb has returned. Expiry is not announced. Neither is the creation of a session under
-    an id that had none.
+    after the verb has returned. Expiry, eviction and the creation of a session under an id that had
+    none need no announcement.
     """
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:

@@ -1,14 +1,14 @@
 """The announcements of changes: one subscription to each server that has sessions.
 
-The scripts that write or delete a session publish its digest, with the new revision, on a channel
-under the key prefix (https://redis.io/docs/latest/develop/pubsub/). In a cluster, each master is
-followed, although the nodes pass messages on to each other: that can fail without a notice.
+The scripts that change or delete a session publish its digest, with the new revision, on a channel
+under the key prefix (https://redis.io/docs/latest/develop/pubsub/). In a cluster, the nodes pass
+messages on to each other. That can fail without notice, so there is a subscription to each master.
 
 Invariants:
 
 - Listeners hear `resumed` only while every server has confirmed the subscription. They hear
   `interrupted` as soon as one is lost: pub/sub repeats no message.
-- After the connection for commands was made anew, so is the subscription, because the address may
+- When the connection for commands is made anew, so is the subscription, because the address may
   name another server now.
 - The tasks end with the storage, or with the last listener. They run in empty contexts.
 """
@@ -124,7 +124,7 @@ class Announcements:
             self.follow([*self._followers, server])
 
     def renew(self, address: Address) -> None:
-        """Subscribe anew: the address of a server may name another one now."""
+        """Subscribe again, because the address may name another server now."""
         if follower := self._followers.get(address):
             follower.renew()
 

@@ -2,8 +2,8 @@
 
 Invariants:
 
-- A subscription is confirmed only while each message reaches it. A server that is silent for a
-  `timeout` counts as lost, so PING asks for a sign of life.
+- A subscription counts as confirmed until it is lost. A server that is silent for a `timeout`
+  counts as lost. PING makes sure that a working server is not silent.
 - A message that is not understood ends the subscription: it may have been an announcement.
 """
 
@@ -32,7 +32,7 @@ class Owner(Protocol):
     """The part of `Announcements` that a subscription needs."""
 
     def check(self) -> None:
-        """Go on after the subscription was confirmed or lost."""
+        """Tell the listeners if the subscription was confirmed or lost."""
         ...
 
     def heard(self, digest: str, revision: str) -> None:
@@ -48,7 +48,7 @@ class Follower:
     """The subscription to one server, which is made again whenever it is lost.
 
     Attributes:
-        confirmed: Whether the server sends each announcement; None until that is known.
+        confirmed: Whether the subscription is confirmed; None until it was confirmed or has failed.
         task: The task, once `start` was called.
     """
 
@@ -99,14 +99,14 @@ class Follower:
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only jitter
 
     async def _subscribed(self) -> Exception:
-        """Subscribe, and return the reason for which the subscription has ended."""
+        """Subscribe, and return the reason for the end of the subscription."""
         socket = self._socket = Socket(self)
         transport: Transport | None = None
         try:
             connection = self._factory()
             self._address = address_of(connection)
             transport = await open_connection(connection, socket, self._timeout)
-            self._address = address_of(connection)  # which Sentinel has told
+            self._address = address_of(connection)  # known only now behind Sentinel
             transport.write(commands.subscribe(self._channel))
             while True:
                 socket.silent = True
