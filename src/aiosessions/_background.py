@@ -33,25 +33,44 @@ class BackgroundTask(Protocol):
         ...
 
 
-def spawn(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> BackgroundTask:
+def _nothing() -> None:
+    pass
+
+
+def spawn(
+    run: Callable[[], Coroutine[Any, Any, None]],
+    name: str,
+    ended: Callable[[], object] = _nothing,
+) -> BackgroundTask:
     """Start a task on the event loop that runs.
 
     Args:
         run: The function of the task.
         name: The name of the task.
+        ended: Called at its end.
     """
     try:
         # There is no current task if trio runs as a guest of asyncio's event loop.
         on_asyncio = asyncio.current_task() is not None
     except RuntimeError:
         on_asyncio = False
-    return _AsyncioTask(run, name) if on_asyncio else _TrioTask(run, name)
+    kind = _AsyncioTask if on_asyncio else _TrioTask
+    return kind(run, name, ended)
 
 
 class _AsyncioTask:
-    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        name: str,
+        ended: Callable[[], object],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(run(), name=name, context=Context())
+        if self._task.done():  # it was eager
+            ended()
+        else:
+            self._task.add_done_callback(lambda _: ended(), context=Context())
 
     def cancel(self) -> None:
         # A closed loop has ended its tasks.
@@ -70,7 +89,12 @@ class _AsyncioTask:
 
 
 class _TrioTask:
-    def __init__(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        name: str,
+        ended: Callable[[], object],
+    ) -> None:
         import trio  # noqa: PLC0415 - optional, and loaded already: its event loop is running
 
         self._current_token = trio.lowlevel.current_trio_token
@@ -83,6 +107,7 @@ class _TrioTask:
                 with self._scope:
                     await run()
             finally:
+                ended()
                 self._ended.set()
 
         # A system task starts in a context of trio's own.

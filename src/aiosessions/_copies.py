@@ -14,16 +14,17 @@ Invariants:
 """
 
 import logging
-import math
 import os
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
+from typing import Any
 from weakref import WeakSet
 
 import msgspec
 
+from ._listeners import Listeners
 from ._table import Table
+from .session import Session
 from .storage import Clock, StorageListener, whole_milliseconds
 
 DELETED = ""  # in place of a revision
@@ -68,27 +69,22 @@ class Copy:
 
     Args:
         payload: The encoded session, with its digest in place of its id.
-        digest: Its digest.
-        revision: Its revision.
-        principal: Its owner.
+        session: The session.
         deadline: Its deadline, in milliseconds since the epoch.
+
+    Attributes:
+        read_at: The moment at which its load or write began.
+        period: The number of interruptions before.
     """
 
-    __slots__ = "deadline", "digest", "payload", "principal", "revision"
+    __slots__ = "deadline", "digest", "id", "payload", "period", "principal", "read_at", "revision"
 
-    def __init__(
-        self,
-        payload: bytes,
-        digest: str,
-        revision: str,
-        principal: str | None,
-        deadline: float = math.inf,
-    ) -> None:
+    def __init__(self, payload: bytes, session: Session[Any], deadline: float) -> None:
         self.payload = payload
-        self.digest = digest
-        self.revision = revision
-        self.principal = principal
+        self.id, self.digest = session.id, session.digest
+        self.revision, self.principal = session.revision, session.principal
         self.deadline = deadline
+        self.read_at = self.period = 0
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -130,15 +126,20 @@ class Copies(StorageListener):
         max_entries: int,
         max_bytes: int,
     ) -> None:
-        def table(ttl: int) -> Table[Copy]:
-            return Table(ttl=ttl, clock=clock, max_entries=max_entries, max_bytes=max_bytes)
-
         self._max_staleness = max_staleness
+        self._stale_for = stale_for
         self._clock = clock
-        self._fresh = table(max_staleness)
-        self._stale = table(max_staleness + stale_for) if stale_for else self._fresh
+        self._digests: dict[str, str] = {}  # by id, of the copies
+        self._copies = Table[Copy](  # by digest, in groups by principal
+            ttl=max_staleness + stale_for,
+            clock=clock,
+            max_entries=max_entries,
+            max_bytes=max_bytes,
+            on_drop=lambda copy: self._digests.pop(copy.id, None),
+        )
+        self._period = 0  # counts the interruptions
         self._pending: dict[str, list[Pending]] = {}  # by digest
-        self._listeners: list[StorageListener] = []
+        self._listeners = Listeners()
         self._announced = self._warned = False
         self._stale_served = self._stale_dropped = self._invalidations = 0
         self.hits = self.misses = self.coalesced = 0
@@ -147,25 +148,31 @@ class Copies(StorageListener):
     def statistics(self) -> CacheStatistics:
         """Count copies, hits and misses."""
         return CacheStatistics(
-            sessions=len(self._stale),
-            bytes=self._stale.bytes,
+            sessions=len(self._copies),
+            bytes=self._copies.bytes,
             announced=self._announced,
             hits=self.hits,
             misses=self.misses,
             coalesced=self.coalesced,
             stale_served=self._stale_served,
             stale_dropped=self._stale_dropped,
-            evictions=self._stale.evictions,
+            evictions=self._copies.evictions,
             invalidations=self._invalidations,
         )
 
     def get(self, id: str) -> Copy | None:
         """The copy that a load may return."""
-        return self._fresh.promote(id)
+        digest = self._digests.get(id)
+        if digest is None:
+            return None
+        found = self._copies.promote(digest)
+        if self._stale_for and found is not None and not self._is_fresh(found):
+            return None
+        return found
 
     def get_stale(self, id: str) -> Copy | None:
         """The copy that a load may return in an outage."""
-        found = self._stale.get(id)
+        found = self._copies.get(self._digests.get(id, ""))
         self._stale_served += found is not None
         return found
 
@@ -190,19 +197,21 @@ class Copies(StorageListener):
         if not others:
             del self._pending[digest]
 
-    def keep(self, id: str, copy: Copy, pending: Pending) -> None:
+    def keep(self, copy: Copy, pending: Pending) -> None:
         """Keep the result of a load or a write, if nothing else was noted since it began."""
         if DELETED not in pending.noted and pending.noted <= {copy.revision}:
+            copy.read_at, copy.period = pending.began, self._period
+            self._digests[copy.id] = copy.digest
             age = self.now() - pending.began
-            for table in self._tables():
-                table.put(id, copy, copy.deadline, copy.digest, age)
-                for _ in islice(table.sweep(), _SWEPT):
-                    pass
+            self._copies.put(copy.digest, copy, copy.deadline, copy.principal, age)
+            if self._copies.get(copy.digest) is not copy:  # it is over, or too large
+                self._digests.pop(copy.id, None)
+            for _ in islice(self._copies.sweep(), _SWEPT):
+                pass
 
-    def drop(self, id: str) -> None:
+    def drop(self, digest: str) -> None:
         """Drop one copy."""
-        for table in self._tables():
-            table.remove(id)
+        self._copies.remove(digest)
 
     # Changes.
 
@@ -210,17 +219,18 @@ class Copies(StorageListener):
         """Drop the copy of a session that this cache has changed, unless it has this revision."""
         self._drop(digest, revision)
         if not self._announced:  # else the storage tells
-            self._tell(digest, revision)
+            self._listeners.changed(digest, revision)
 
-    def doubt(self, digest: str, *, met_newer_state: bool = False) -> None:
+    def doubt(self, digest: str, *, refused: str = DELETED) -> None:
         """Drop the copy of a session that may have changed.
 
         Args:
             digest: The digest of its id.
-            met_newer_state: Whether a write over the copy was refused.
+            refused: The revision over which a write was refused.
         """
-        if met_newer_state:
-            self._stale_dropped += len(self._fresh.group(digest))
+        found = self._copies.get(digest)
+        if refused != DELETED and found is not None and found.revision == refused:
+            self._stale_dropped += 1
         self._drop(digest, DELETED)
 
     def forget(self, principal: str, keep: str | None) -> list[str]:
@@ -234,42 +244,47 @@ class Copies(StorageListener):
             The digests of the copies.
         """
         self._distrust()
-        copies = [(id, copy) for id, copy in self._stale.items() if copy.principal == principal]
-        for id, _ in copies:
-            if id != keep:
-                self.drop(id)
-        return [copy.digest for id, copy in copies if id != keep]
+        for _ in self._copies.sweep():  # else a wall clock that is set back could revive them
+            pass
+        kept = self._digests.get(keep or "")
+        digests = [each for each in self._copies.group(principal) if each != kept]
+        for digest in digests:
+            self.drop(digest)
+        return digests
+
+    def distrust_owners(self) -> None:
+        """Drop every copy after a revocation, unless the storage announces new owners."""
+        if not self._announced:
+            self.clear()
 
     def clear(self) -> None:
         """Drop every copy, because any session may have changed."""
         self._distrust()
-        for table in self._tables():
-            table.clear()
+        self._copies.clear()
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
         """See `AnnouncingStorage.listen`. The copies hear of a change first."""
-        self._listeners.append(listener)
-        (listener.resumed if self._announced else listener.interrupted)()
-        return partial(self._listeners.remove, listener)
+        return self._listeners.add(listener, complete=self._announced)
 
     def changed(self, digest: str, revision: str) -> None:
         """See `StorageListener.changed`."""
         self._invalidations += 1
         self._drop(digest, revision)
-        self._tell(digest, revision)
+        self._listeners.changed(digest, revision)
 
     def interrupted(self) -> None:
         """See `StorageListener.interrupted`. Keeps copies only for an outage."""
         self._distrust()
-        self._fresh.clear()
+        self._period += 1
+        if not self._stale_for:
+            self._copies.clear()
         if not self._warned:
             _log.warning(
                 "changes of sessions are not announced at present; a copy may be %s s out of date",
                 self._max_staleness / 1000,
             )
         self._announced, self._warned = False, True
-        for listener in tuple(self._listeners):
-            listener.interrupted()
+        self._listeners.interrupted()
 
     def resumed(self) -> None:
         """See `StorageListener.resumed`."""
@@ -277,29 +292,23 @@ class Copies(StorageListener):
         if self._warned:
             _log.warning("changes of sessions are announced again")
         self._announced, self._warned = True, False
-        for listener in tuple(self._listeners):
-            listener.resumed()
+        self._listeners.resumed()
 
     def _drop(self, digest: str, revision: str) -> None:
         for pending in self._pending.get(digest, ()):
             pending.noted.add(revision)
-        for table in self._tables():
-            for id, copy in table.members(digest):
-                if revision == DELETED or copy.revision != revision:
-                    table.remove(id)
+        found = self._copies.get(digest)
+        if found is None or revision == DELETED or found.revision != revision:
+            self.drop(digest)
 
-    def _tell(self, digest: str, revision: str) -> None:
-        for listener in tuple(self._listeners):
-            listener.changed(digest, revision)
+    def _is_fresh(self, copy: Copy) -> bool:
+        return copy.period == self._period and self.now() - copy.read_at < self._max_staleness
 
     def _distrust(self) -> None:
         """Let no load or write that has begun leave a copy."""
         for each in self._pending.values():
             for pending in each:
                 pending.noted.add(DELETED)
-
-    def _tables(self) -> tuple[Table[Copy], ...]:
-        return (self._fresh,) if self._stale is self._fresh else (self._fresh, self._stale)
 
 
 _in_this_process: WeakSet[Copies] = WeakSet()

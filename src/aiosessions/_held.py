@@ -10,19 +10,28 @@ Invariants:
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from math import inf
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import anyio
 
 from ._background import BackgroundTask
 from .errors import CorruptSession, SessionNotFound, StorageClosed
 from .manager import SessionManager
-from .record import ROTATED_KEY
+from .record import NOT_FOUND, ROTATED_KEY
 from .session import D, Session
 
-R = TypeVar("R")
+if TYPE_CHECKING:  # a default, as for `D`
+    from typing_extensions import TypeVar
+
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
+
 _log = logging.getLogger("aiosessions")
 
 
@@ -34,6 +43,7 @@ class Held(Generic[R, D]):
         session: The session, as the caller has found it.
         idle: Seconds after which the resource is closed if it is unused.
         check_every: Seconds between two checks of the session while someone uses it.
+        checks: Bounds the checks at one time.
         previous: The resource that is closed before this one is opened.
 
     Attributes:
@@ -61,19 +71,22 @@ class Held(Generic[R, D]):
         *,
         idle: float,
         check_every: float,
+        checks: anyio.Semaphore,
         previous: "Held[R, D] | None" = None,
     ) -> None:
         self._sessions = sessions
         self._session = session
         self._idle = idle
         self._check_every = check_every
+        self._checks = checks
         self.previous = previous
         self.used_at = anyio.current_time()
         self._check_at = self.used_at + check_every
         self._suspect = False  # the session was changed since the last check
         self._retiring = False  # close as soon as it is unused
+        self._discarded = False
         self._scopes: set[anyio.CancelScope] = set()
-        self._opening = anyio.CancelScope()
+        self._life = anyio.CancelScope()
         self._stirred = anyio.Event()
         self._wake_at = inf
         self._error: Exception = StorageClosed("the task that opens the resource was cancelled")
@@ -84,10 +97,16 @@ class Held(Generic[R, D]):
         self.closed = anyio.Event()
 
     def serves(self, session: Session[D]) -> bool:
-        """Whether a caller who has found this session can take the resource."""
-        if session.created_at != self._session.created_at:  # deleted, and created under the same id
+        """Whether a caller who has found this session can take the resource.
+
+        Raises:
+            SessionNotFound: The session was deleted, and created anew under the same id.
+        """
+        if session.created_at < self._session.created_at:
+            raise SessionNotFound(NOT_FOUND)
+        if session.created_at > self._session.created_at:
             self.end()
-        return not (self.gone or self.closing)
+        return not (self.gone or self.closing or self._discarded)
 
     def take(self, session: Session[D], scope: anyio.CancelScope | None) -> None:
         """Begin the use of one user, who has found the session just now.
@@ -107,6 +126,8 @@ class Held(Generic[R, D]):
             self._scopes.discard(scope)
         self.users -= 1
         self.used_at = anyio.current_time()
+        if not self.users and not self.ready.is_set():  # no one waits for `open` any more
+            self._retiring = True
         self._settle()
 
     def check_opened(self) -> None:
@@ -119,6 +140,11 @@ class Held(Generic[R, D]):
         """Close the resource as soon as it is unused."""
         self._retiring = True
         self._settle()
+
+    def discard(self) -> None:
+        """Let new users wait until the present ones have left, and the resource is closed."""
+        self._discarded = True
+        self.retire()
 
     def end(self) -> None:
         """Cancel the blocks that end with the session, and retire."""
@@ -145,10 +171,16 @@ class Held(Generic[R, D]):
             self.previous = None
         if self.closing:
             return
+        # One scope for the whole life, because `open` may enter a task group that `close` leaves.
+        with self._life:
+            await self._live(open, close)
+
+    async def _live(
+        self, open: Callable[[Session[D]], Awaitable[R]], close: Callable[[R], Awaitable[object]]
+    ) -> None:
         try:
-            with self._opening:
-                self.resource = await open(self._session)
-                self.opened = True
+            self.resource = await open(self._session)
+            self.opened = True
         except Exception as error:  # noqa: BLE001 - callers get what `open` raises
             self._error, self._traceback = error, error.__traceback__
             self.failed = True
@@ -160,7 +192,10 @@ class Held(Generic[R, D]):
                 await self._step()
         finally:
             self.closing = True
-            with anyio.CancelScope(shield=True):
+            self._life.shield = True
+            # `open` may have succeeded although it was cancelled.
+            late = self._life.cancel_called
+            with anyio.CancelScope(shield=True) if late else nullcontext():
                 try:
                     await close(self.resource)
                 except Exception as error:  # noqa: BLE001 - the application's own
@@ -201,7 +236,8 @@ class Held(Generic[R, D]):
         suspect, self._suspect = self._suspect, False
         self._check_at = anyio.current_time() + self._check_every
         try:
-            session = await self._sessions.get(self._session.id)
+            async with self._checks:
+                session = await self._sessions.get(self._session.id)
         except (SessionNotFound, CorruptSession, StorageClosed):
             self.end()
         except Exception:  # noqa: BLE001 - an outage; third-party storages raise anything
@@ -224,7 +260,7 @@ class Held(Generic[R, D]):
         if self._retiring and not self.users:
             self.closing = True
             if not self.ready.is_set():
-                self._opening.cancel()
+                self._life.cancel()
         self._wake()
 
     def _wake(self) -> None:

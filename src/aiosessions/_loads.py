@@ -85,10 +85,11 @@ class Loads(Generic[D]):
         self._copies.misses += 1
         load = self._latest[digest] = SharedLoad[D](self._copies.begin(digest))
         self._all.add(load)
+        run, end = partial(self._run, load, id, digest), partial(self._end, load, digest)
         try:
-            load.task = spawn(partial(self._run, load, id, digest), "aiosessions: load")
+            load.task = spawn(run, "aiosessions: load", end)
         except BaseException:
-            self._end(load, digest)
+            end()
             raise
         return load
 
@@ -110,19 +111,15 @@ class Loads(Generic[D]):
             with suppress(SessionError):  # then no copy stays
                 load.copy = self._encode(load.session)
                 if self._latest.get(digest) is load:
-                    self._copies.keep(id, load.copy, load.pending)
+                    self._copies.keep(load.copy, load.pending)
         except Exception as error:  # noqa: BLE001 - storages of applications raise anything
             if isinstance(error, SessionNotFound | CorruptSession):
-                self._copies.drop(id)
+                self._copies.drop(digest)
             # Without this frame, which refers to the load.
             frames = error.__traceback__ and error.__traceback__.tb_next
             load.error = error.with_traceback(frames)
-        finally:
-            self._end(load, digest)
 
     def _end(self, load: SharedLoad[D], digest: str) -> None:
-        if load not in self._all:  # an eager task has failed
-            return
         self._all.discard(load)
         self._copies.end(digest, load.pending)
         if self._latest.get(digest) is load:

@@ -19,7 +19,7 @@ Invariants:
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -46,6 +46,7 @@ class Table(Generic[V]):
         clock: The source of time.
         max_entries: The most entries to keep.
         max_bytes: The most bytes that all values together may have.
+        on_drop: Called with each value that leaves the table.
 
     Attributes:
         bytes: The size of all values together.
@@ -53,12 +54,19 @@ class Table(Generic[V]):
     """
 
     def __init__(
-        self, *, ttl: int, clock: Clock, max_entries: int, max_bytes: float = math.inf
+        self,
+        *,
+        ttl: int,
+        clock: Clock,
+        max_entries: int,
+        max_bytes: float = math.inf,
+        on_drop: Callable[[V], object] = lambda _: None,
     ) -> None:
         self._ttl = ttl
         self._clock = clock
         self._max_entries = max_entries
         self._max_bytes = max_bytes
+        self._on_drop = on_drop
         self._entries: OrderedDict[str, _Entry[V]] = OrderedDict()
         self._deadlines = _Deadlines[V]()
         self._groups: dict[str, OrderedDict[str, _Entry[V]]] = {}
@@ -73,14 +81,6 @@ class Table(Generic[V]):
         """Return the value of a live entry, or None. This does not count as use."""
         entry = self._entries.get(key)
         return None if entry is None or self._is_expired(entry) else entry.value
-
-    def items(self) -> list[tuple[str, V]]:
-        """Return the keys and values of all entries, expired ones included."""
-        return [(entry.key, entry.value) for entry in self._entries.values()]
-
-    def members(self, name: str) -> list[tuple[str, V]]:
-        """Return the keys and values of a group's entries, expired ones included."""
-        return [(entry.key, entry.value) for entry in self._groups.get(name, {}).values()]
 
     def promote(self, key: str) -> V | None:
         """As `get`, but make the entry the most recently used, without a new TTL."""
@@ -186,6 +186,8 @@ class Table(Generic[V]):
 
     def clear(self) -> None:
         """Remove every entry."""
+        for entry in self._entries.values():
+            self._on_drop(entry.value)
         self._entries.clear()
         self._deadlines.clear()
         self._groups.clear()
@@ -217,6 +219,7 @@ class Table(Generic[V]):
         self._deadlines.discard(entry)
         self._leave_group(entry)
         self.bytes -= len(entry.value)
+        self._on_drop(entry.value)
 
     def _leave_group(self, entry: _Entry[V]) -> None:
         if entry.group is None:

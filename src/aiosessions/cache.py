@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 import anyio
 
@@ -31,7 +31,7 @@ from .errors import (
     StorageClosed,
     StorageUnavailable,
 )
-from .record import NO_DEADLINE, NOT_FOUND, encode
+from .record import NO_DEADLINE, encode
 from .session import D, Session, SessionInfo, session_digest
 from .storage import (
     AnnouncingStorage,
@@ -79,12 +79,14 @@ class NearCache(Storage[D], Generic[D]):
             `NearCache`.
     """
 
-    def __new__(cls, *arguments: Any, **options: Any) -> "NearCache[D]":
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
         """Make an `IndexedNearCache` over an `IndexedStorage`."""
+        # `Self`: with `NearCache[D]`, pyright takes D to be Any, as no argument here tells it.
         storage = arguments[0] if arguments else options.get("storage")
         indexed = cls is NearCache and isinstance(storage, IndexedStorage)
-        kind: type[NearCache[D]] = IndexedNearCache if indexed else cls
-        return object.__new__(kind)
+        kind: Any = IndexedNearCache if indexed else cls
+        made: Self = object.__new__(kind)
+        return made
 
     def __init__(
         self,
@@ -168,13 +170,13 @@ class NearCache(Storage[D], Generic[D]):
         with suppress(SessionError):  # the storage raises the same
             copy = self._copy_of(session)
             written = self._decoded(copy, id) or session
-        with self._writing(digest) as write:
+        with self._writing(digest, session.revision) as write:
             await self._storage.store(written, when=when)
             session.revision = written.revision
             self._copies.note(digest, session.revision)
             if copy is not None and written is not session:
                 copy.revision = session.revision
-                self._copies.keep(id, copy, write)
+                self._copies.keep(copy, write)
 
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`.
@@ -183,7 +185,10 @@ class NearCache(Storage[D], Generic[D]):
             StorageUnavailable: The storage cannot be reached, and there is no copy that is young
                 enough.
         """
-        found = self._copies.get(id)
+        try:
+            found = self._copies.get(id)
+        except TypeError:  # no string, which `_miss` refuses
+            found = None
         if found is not None:
             session = self._decoded(found, id)
             if session is not None:
@@ -234,8 +239,8 @@ class NearCache(Storage[D], Generic[D]):
         if found is None and self._serves_stale and isinstance(load.error, StorageUnavailable):
             found = self._copies.get_stale(id)
         if found is not None:
-            if self._copies.is_over(found):  # since it was read
-                raise SessionNotFound(NOT_FOUND)
+            if self._copies.is_over(found):  # by this clock; the storage has the right one
+                return await self._storage.load(id)
             session = self._decoded(found, id)
             if session is not None:
                 return session
@@ -246,7 +251,7 @@ class NearCache(Storage[D], Generic[D]):
     def _copy_of(self, session: Session[D]) -> Copy:
         payload, deadline = encode(session, self._codec)
         end = math.inf if deadline == NO_DEADLINE else deadline
-        return Copy(payload, session.digest, session.revision, session.principal, end)
+        return Copy(payload, session, end)
 
     def _decoded(self, found: Copy, id: str) -> Session[D] | None:
         """A session from a copy; None if the codec cannot read its own payload."""
@@ -261,14 +266,14 @@ class NearCache(Storage[D], Generic[D]):
         return session
 
     @contextmanager
-    def _writing(self, digest: str) -> Iterator[Pending]:
-        """Begin a write or a delete, and drop the copy if it fails."""
+    def _writing(self, digest: str, revision: str = DELETED) -> Iterator[Pending]:
+        """Begin a write over a revision, or a delete, and drop the copy if it fails."""
         write = self._copies.begin(digest)
         try:
             yield write
         except BaseException as error:
-            met_newer_state = isinstance(error, SessionConflict | SessionNotFound)
-            self._copies.doubt(digest, met_newer_state=met_newer_state)
+            refused = isinstance(error, SessionConflict | SessionNotFound)
+            self._copies.doubt(digest, refused=revision if refused else DELETED)
             raise
         finally:
             self._copies.end(digest, write)
@@ -315,6 +320,7 @@ class IndexedNearCache(NearCache[D], IndexedStorage[D], Generic[D]):
             raise
         for digest in self._copies.forget(principal, keep):
             self._copies.note(digest, DELETED)
+        self._copies.distrust_owners()
         return revoked
 
     async def trim(self, principal: str, most: int, *, keep: str) -> int:

@@ -15,12 +15,12 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Generic
 
 import msgspec
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
+from ._listeners import Listeners
 from ._table import Table
 from .codec import Codec, JsonCodec
 from .errors import CorruptSession, SessionConflict, SessionExists, SessionNotFound, StorageClosed
@@ -94,7 +94,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
         self._ttl = milliseconds(ttl, "ttl")
         self._codec = codec
         self._table = Table[bytes](ttl=self._ttl, clock=clock, max_entries=max_sessions)
-        self._listeners: builtins.list[StorageListener] = []
+        self._listeners = Listeners()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
             self._check_condition(digest, session.revision, when)
         self._table.put(digest, record, deadline, session.principal)
         session.revision = revision
-        self._announce(digest, revision)
+        self._listeners.changed(digest, revision)
 
     async def load(self, id: str) -> Session[D]:
         """See `Storage.load`."""
@@ -165,9 +165,7 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
         """See `AnnouncingStorage.listen`. A session that is evicted is not announced."""
-        self._listeners.append(listener)
-        listener.resumed()
-        return partial(self._listeners.remove, listener)
+        return self._listeners.add(listener, complete=True)
 
     async def list(self, principal: str) -> list[SessionInfo[D]]:
         """See `IndexedStorage.list`."""
@@ -243,12 +241,8 @@ class LocalStorage(IndexedStorage[D], Generic[D]):
 
     def _remove(self, digest: str) -> bool:
         removed = self._table.remove(digest)
-        self._announce(digest, "")
+        self._listeners.changed(digest, "")
         return removed
-
-    def _announce(self, digest: str, revision: str) -> None:
-        for listener in tuple(self._listeners):
-            listener.changed(digest, revision)
 
     def _check_condition(self, digest: str, revision: str, when: When) -> None:
         record = self._table.get(digest)

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
-from typing import Generic, Self
+from types import GenericAlias, TracebackType
+from typing import TYPE_CHECKING, Generic, Self
 
 import anyio
 import msgspec
@@ -34,6 +34,8 @@ from .session import D, Session, session_digest
 from .storage import AnnouncingStorage, StorageListener, check_count, milliseconds
 
 _CHECKS_PER_TTL = 4
+# After an interruption, all sessions in use need a check, which must not block the event loop.
+_CHECKS_AT_ONCE = 50
 
 
 class ResourceStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,12 @@ class SessionResources(StorageListener, Generic[R, D]):
         max_open: int,
         idle: float | timedelta,
     ) -> None:
+        if not isinstance(sessions, SessionManager):
+            message = f"sessions is a SessionManager, not {type(sessions).__name__}"
+            raise TypeError(message)
+        for name, function in (("open", open), ("close", close)):
+            if not callable(function):
+                raise TypeError(f"{name} is an async function, not {type(function).__name__}")
         check_count(max_open, "max_open")
         self._sessions = sessions
         self._open = open
@@ -104,6 +112,7 @@ class SessionResources(StorageListener, Generic[R, D]):
         # Half, because a check may meet a copy that is nearly stale, which has renewed nothing.
         self._check_every = staleness / 2 if staleness else (ttl or self._idle) / _CHECKS_PER_TTL
         self._held: dict[str, Held[R, D]] = {}  # by digest
+        self._checks = anyio.Semaphore(_CHECKS_AT_ONCE)
         self._closed = self._failed = 0
         self._stopped = False
         self._stop_listening: Callable[[], None] | None = None
@@ -120,6 +129,10 @@ class SessionResources(StorageListener, Generic[R, D]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    # A type checker knows a default for the second parameter, which 3.11 has not at run time.
+    if not TYPE_CHECKING:
+        __class_getitem__ = classmethod(GenericAlias)
 
     def statistics(self) -> ResourceStatistics:
         """Count resources."""
@@ -165,6 +178,18 @@ class SessionResources(StorageListener, Generic[R, D]):
         if scope is not None and scope.cancelled_caught:
             self._check_open()
             raise SessionNotFound(NOT_FOUND)
+
+    def discard(self, id: str) -> None:
+        """Have the resource of a session closed, because it is broken.
+
+        Those who use it keep it. The next `use` waits until they have left, and opens another one.
+
+        Raises:
+            InvalidSessionId: The id is malformed.
+        """
+        held = self._held.get(session_digest(id))
+        if held is not None:
+            held.discard()
 
     async def aclose(self) -> None:
         """Close every resource, those in use after their last user has left. Twice is fine.
@@ -243,22 +268,22 @@ class SessionResources(StorageListener, Generic[R, D]):
             session,
             idle=self._idle,
             check_every=self._check_every,
+            checks=self._checks,
             previous=previous,
         )
-        held.task = spawn(partial(self._keep, held, session.digest), "aiosessions: resource")
+        live = partial(held.live, self._open, self._close)
+        ended = partial(self._ended, held, session.digest)
+        held.task = spawn(live, "aiosessions: resource", ended)
         return held
 
-    async def _keep(self, held: Held[R, D], digest: str) -> None:
-        """Run the life of a resource."""
-        try:
-            await held.live(self._open, self._close)
-        finally:
-            held.closing = True
+    def _ended(self, held: Held[R, D], digest: str) -> None:
+        held.closing = True
+        if self._held.get(digest) is held:
             del self._held[digest]
-            self._closed += held.opened
-            self._failed += held.failed
-            held.ready.set()
-            held.closed.set()
+        self._closed += held.opened
+        self._failed += held.failed
+        held.ready.set()
+        held.closed.set()
 
     def _check_open(self) -> None:
         if self._stopped:

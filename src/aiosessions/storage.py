@@ -210,8 +210,7 @@ class AnnouncingStorage(Storage[D], Protocol[D]):
     """A storage that tells its listeners of writes and deletes by any process.
 
     A load that starts after an announcement sees the change. The announcement may arrive shortly
-    after the verb has returned. Expiry, eviction and the creation of a session under an id that had
-    none need no announcement.
+    after the verb has returned. Expiry and eviction need no announcement.
     """
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:

@@ -24,15 +24,15 @@ def find(seeds: range) -> tuple[int, str] | None:
 
 def note_nothing(self: Copies, digest: str, revision: str) -> None:
     """Drop copies, but let loads and writes that have begun leave theirs."""
-    for id, copy in self._fresh.members(digest):
-        if copy.revision != revision:
-            self._fresh.remove(id)
+    copy = self._copies.get(digest)
+    if copy is None or copy.revision != revision:
+        self._copies.remove(digest)
 
 
-def keep_as_new(self: Copies, id: str, copy: Any, pending: Pending) -> None:
+def keep_as_new(self: Copies, copy: Any, pending: Pending) -> None:
     """Count the age from the end of a load."""
     pending.began = self.now()
-    _keep(self, id, copy, pending)
+    _keep(self, copy, pending)
 
 
 def join_any(self: Loads[Any], load: Any) -> Any:

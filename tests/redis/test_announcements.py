@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 import redis
 
 from aiosessions import Session, SessionManager, When, new_session_id
-from aiosessions.testing import FakeClock
-from tests.support.clients import LONG, Storage, our_tasks, storage_at, stored, turns
+from aiosessions.redis._announcements import Announcements
+from aiosessions.redis._subscription import Follower, Socket
+from tests.support.clients import LONG, Storage, our_tasks, outcome, storage_at, stored, turns
 from tests.support.listening import Listener
 from tests.support.loops import LOOPS
 from tests.support.proxy import Exchange, FaultProxy, cut, swallow, until
@@ -79,8 +81,10 @@ OWNED: dict[str, Write] = WRITES | {
 }
 SILENT: dict[str, Write] = {
     "load": lambda storage, session: storage.load(session.id),
-    "create": lambda storage, _: SessionManager(storage).create(),
-    "create-owned": lambda storage, _: SessionManager(storage).create(principal="bob"),
+    "delete-absent": lambda storage, _: storage.delete("absent"),
+    "create-refused": lambda storage, session: outcome(
+        storage.store(Session(id=session.id), when=When.ABSENT)
+    ),
 }
 
 
@@ -116,28 +120,25 @@ async def test_write_announces_digest_and_revision(
         found = await heard_during(server, lambda: write(storage, session))
 
     revision: Any = observer.getrange(f"session:{session.digest}", 1, 16)
-    assert found[-1:] == [(CHANNEL, session.digest + revision.decode())]
-    assert {text[:32] for _, text in found} == {session.digest}
+    own = [message for message in found if message[1][:32] == session.digest]
+    assert own[-1:] == [(CHANNEL, session.digest + revision.decode())]
+    assert all(re.fullmatch("[0-9a-f]{32}(.{16})?", text) for _, text in found)
 
 
 @pytest.mark.parametrize("write", SILENT.values(), ids=SILENT)
-async def test_load_and_creation_announce_nothing(server: Server, write: Write) -> None:
-    """No cache has a copy of a session that did not exist."""
+async def test_call_without_a_change_announces_nothing(server: Server, write: Write) -> None:
+    """A load renews only, and ids that never existed must not reach every process."""
     async with storage_at(server.url) as storage:
         session = await stored(storage)
 
         assert await heard_during(server, lambda: write(storage, session)) == []
 
 
-async def test_creation_over_a_dead_session_is_announced(server: Server) -> None:
-    """A cache may have a copy of the dead session."""
-    clock = FakeClock()
-    async with storage_at(server.url, clock=clock, key_prefix="web:") as storage:
-        session = await stored(storage, expires_at=clock.now())
-        session.expires_at = clock.now().replace(year=3000)
-        await storage.store(session)
-        clock.advance(1000 * 366 * 86_400)
-        session.expires_at = None
+@pytest.mark.parametrize("principal", [None, "alice"])
+async def test_creation_is_announced(server: Server, principal: str | None) -> None:
+    """So a user without the right to publish cannot create a session and then not delete it."""
+    async with storage_at(server.url, key_prefix="web:") as storage:
+        session = Session[Any](id=new_session_id(), principal=principal)
 
         found = await heard_during(server, lambda: storage.store(session, when=When.ABSENT))
 
@@ -426,3 +427,21 @@ async def test_cancelled_caller_does_not_end_the_subscription(proxy: FaultProxy)
         await turns(1)
         calling.cancel()
         await listener.until("resumed")
+
+
+async def test_messages_are_no_sign_of_life() -> None:
+    """The buffer of a server may hold seconds of them, so only the answer to PING counts."""
+    owner = Announcements(b"c", 1, no_servers, lambda _: None)  # type: ignore[arg-type, return-value]
+    socket = Socket(Follower(owner, lambda: None, b"c", 1))  # type: ignore[arg-type, return-value]
+    socket.reply_received([b"subscribe", b"c", 1])
+    socket.silent = True
+
+    socket.reply_received([b"message", b"c", b"0" * 32])
+    assert socket.silent
+    socket.reply_received([b"pong", b""])
+    assert not socket.silent
+
+
+async def no_servers(_: float) -> list[Any]:
+    """Find no server."""
+    return []

@@ -1,6 +1,7 @@
 """`NearCache`: arguments, hits and shared loads."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from aiosessions import (
     StorageUnavailable,
     new_session_id,
 )
+from aiosessions.testing import FakeClock
 from tests.support.caches import RemoteStorage, loads, stored
 from tests.support.loops import on_both
 from tests.support.secrets import locals_in, secretive
@@ -236,9 +238,9 @@ async def test_deadline_is_exact_on_hits() -> None:
         late = asyncio.create_task(cache.load(session.id))
         await gate.reached.wait()
         storage.clock.advance(0.001)
-    storage.intercept(unavailable_at())
     with pytest.raises(SessionNotFound):
         await late
+    storage.intercept(unavailable_at())
     with pytest.raises(StorageUnavailable):
         await cache.load(session.id)
 
@@ -284,3 +286,30 @@ async def test_error_of_a_shared_load_reaches_each_caller(make: Callable[[], Exc
         assert "in fail" in locals_in(error)
         if isinstance(error, StorageUnavailable):
             assert locals_in(error).count("private-") == 1
+
+
+async def test_storage_judges_deadlines_of_fresh_loads() -> None:
+    """A process whose clock is ahead ends no session that lives for the others."""
+    storage, ahead = RemoteStorage(), FakeClock()
+    session = await stored(storage, expires_at=storage.clock.now() + timedelta(seconds=20))
+    ahead.advance(30)
+    cache = NearCache(storage, max_staleness=10, clock=ahead)
+
+    assert await cache.load(session.id) == session
+
+
+async def test_load_cancelled_before_its_first_step_is_begun_anew() -> None:
+    """An application may cancel all tasks that it does not know."""
+    storage = RemoteStorage()
+    session = await stored(storage)
+    cache = storage.cache()
+
+    caller = asyncio.create_task(cache.load(session.id))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {caller, asyncio.current_task()}:
+        task.cancel()
+    with contextlib.suppress(StorageUnavailable):
+        await caller
+
+    assert await cache.load(session.id) == session
+    assert not cache._copies._pending

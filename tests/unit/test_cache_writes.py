@@ -163,7 +163,7 @@ def index(cache: NearCache[Any]) -> IndexedStorage[Any]:
 
 
 async def test_revocations_drop_the_copies_they_concern() -> None:
-    """Those of other principals, and the one to keep, stay."""
+    """`trim` and `revoke` leave the others; `revoke_all` drops all if nobody tells new owners."""
     storage = RemoteStorage()
     cache = storage.cache()
     one, two, kept, other = [
@@ -174,14 +174,16 @@ async def test_revocations_drop_the_copies_they_concern() -> None:
     assert await index(cache).revoke("alice", other.digest) is False
     assert await index(cache).trim("alice", 2, keep=kept.id) == 0
     assert cache.statistics().sessions == 2
-    assert await index(cache).revoke_all("alice", keep=kept.id) == 1
-    assert cache.statistics().sessions == 1
+    elsewhere = await storage.inner.load(other.id)
+    elsewhere.principal = "alice"
+    await storage.inner.store(elsewhere)
+    assert await index(cache).revoke_all("alice", keep=kept.id) == 2
+    assert cache.statistics().sessions == 0
 
-    for gone in (one, two):
+    for gone in (one, two, other):
         with pytest.raises(SessionNotFound):
             await cache.load(gone.id)
     assert await cache.load(kept.id) == kept
-    assert await cache.load(other.id) == other
     assert await index(cache).count("alice") == len(await index(cache).list("alice")) == 1
 
 

@@ -21,7 +21,7 @@ LEVELS = (
     {"session", "_differences", "_redaction", "_unknown"},
     {"codec"},
     {"storage"},
-    {"encryption", "record", "_table"},
+    {"encryption", "record", "_listeners", "_table"},
     {"local", "redis", "_copies"},
     {"_loads", "_lifetime"},
     {"cache"},

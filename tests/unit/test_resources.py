@@ -1,5 +1,6 @@
 """Live resources of sessions: when they are opened and closed, and for whom."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
@@ -455,18 +456,57 @@ async def test_aclose_during_a_load_refuses_the_use(
 
 @in_a_world
 async def test_opening_ends_when_no_caller_waits(world: World) -> None:
-    """Then an `open` that hangs takes no room from others."""
-    sessions = [await _created(world) for _ in range(MAX_OPEN + 1)]
+    """An `open` that hangs takes no room from others, and the next caller begins anew."""
+    session = await _created(world)
     world.before_open = anyio.sleep_forever
-    for each in sessions[:-1]:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_used, world, each.id)
-            await settle()
-            group.cancel_scope.cancel()
-    assert len(world.live) == MAX_OPEN
+    async with anyio.create_task_group() as group:
+        group.start_soon(_used, world, session.id)
+        await settle()
+        assert len(world.live) == 1
+        group.cancel_scope.cancel()
+    await settle()
+    assert not world.live
+
     world.before_open = settle
-    await _used(world, sessions[-1].id)
-    assert len(world.live) == MAX_OPEN
+    await _used(world, session.id)
+    assert world.opens == 2
+
+
+@in_a_world
+async def test_discarded_resource_is_replaced(world: World) -> None:
+    """Its user keeps it; the next one waits for its end, and gets another one."""
+    session = await _created(world)
+    async with anyio.create_task_group() as group:
+        async with world.use(session.id) as broken:
+            world.resources.discard(session.id)
+            group.start_soon(_used, world, session.id)
+            await settle()
+            assert (world.opens, broken.closed) == (1, False)
+        await settle()
+    assert (world.opens, broken.closed) == (2, True)
+    world.resources.discard("absent")
+
+
+@in_a_world
+async def test_late_load_of_a_deleted_session_ends_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session was created anew under its id, and is in use."""
+    old = await _created(world)
+    await world.sessions.delete(old.id)
+    await world.advance(1)
+    new = await world.sessions.create(id=old.id)
+
+    async def late(_: str) -> Session[Any]:
+        return old
+
+    async with world.use(new.id, cancel=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(world.sessions, "get", late)
+            with pytest.raises(SessionNotFound):
+                await _used(world, old.id)
+        await settle()
+    assert world.opens == 1
 
 
 @in_a_world
@@ -550,3 +590,17 @@ def test_wrong_arguments_are_refused(options: Any, error: type[Exception]) -> No
     world = World(near=True)
     with pytest.raises(error):
         SessionResources(world.sessions, world.open, world.close, **options)
+
+
+async def test_task_cancelled_before_its_first_step_is_replaced() -> None:
+    """An application may cancel all tasks that it does not know."""
+    async with World(near=False) as world:
+        session = await _created(world)
+        first = asyncio.create_task(_used(world, session.id))
+        while not world.resources.statistics().open:
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {first, asyncio.current_task()}:
+            task.cancel()
+        with suppress(StorageClosed):
+            await first
+        await _used(world, session.id)

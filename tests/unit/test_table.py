@@ -328,15 +328,3 @@ def test_value_may_be_put_late(clock: FakeClock) -> None:
     assert live(table, "ab") == "a"
     clock.advance(1)
     assert live(table, "ab") == ""
-
-
-def test_members_include_expired_entries(clock: FakeClock) -> None:
-    """A deadline may lie in the future again, after the wall clock was set back."""
-    table = make(clock)
-    table.put("a", b"1", after(clock, 1), group="g")
-    table.put("b", b"2")
-    clock.advance(0.001)
-
-    assert table.members("g") == [("a", b"1")]
-    assert table.members("h") == []
-    assert table.items() == [("a", b"1"), ("b", b"2")]

@@ -107,8 +107,11 @@ class SessionMiddleware(Generic[D]):
         self._lazy = lazy
         self._skip = skip
         self._origins = frozenset(origin.lower() for origin in origins)
-        interval, ttl = milliseconds(keep_alive, "keep_alive") / 1000, self._settings.ttl
-        self._keep_alive = interval if ttl is None else min(interval, ttl / 2)
+        self._keep_alive, ttl = milliseconds(keep_alive, "keep_alive") / 1000, self._settings.ttl
+        if ttl is not None:
+            # A look may meet a copy of a `NearCache` that is nearly stale, and renew nothing.
+            staleness: float = getattr(sessions.storage, "max_staleness", 0.0)
+            self._keep_alive = min(self._keep_alive, (ttl - staleness) / 2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application with a session."""

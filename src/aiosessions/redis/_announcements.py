@@ -15,19 +15,17 @@ Invariants:
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
+from .._listeners import Listeners
 from ..errors import SessionError
 from ..storage import StorageListener
 from ._driver import Address, ConnectionFactory
 from ._subscription import Follower
 
 _REMEMBERED: Final = 1000
-_log = logging.getLogger("aiosessions")
 
 
 class Announcements:
@@ -51,7 +49,7 @@ class Announcements:
         self._timeout = timeout
         self._servers = servers
         self._factory = factory
-        self._listeners: dict[object, StorageListener] = {}
+        self._listeners = Listeners()
         self._followers: dict[Address, Follower] = {}
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # with those that are ending
@@ -63,16 +61,14 @@ class Announcements:
 
     def listen(self, listener: StorageListener) -> Callable[[], None]:
         """See `AnnouncingStorage.listen`."""
-        token = object()
-        self._listeners[token] = listener
-        if self._complete is not None:
-            _tell(listener.resumed if self._complete else listener.interrupted)
-        return partial(self._forget, token)
+        forget = self._listeners.add(listener, complete=self._complete)
 
-    def _forget(self, token: object) -> None:
-        self._listeners.pop(token, None)
-        if not self._listeners:
-            self._stop()
+        def stop() -> None:
+            forget()
+            if not self._listeners:
+                self._stop()
+
+        return stop
 
     @property
     def active(self) -> bool:
@@ -136,8 +132,7 @@ class Announcements:
         complete = bool(states) and all(states)
         if complete is not self._complete:
             self._complete = complete
-            for listener in tuple(self._listeners.values()):
-                _tell(listener.resumed if complete else listener.interrupted)
+            (self._listeners.resumed if complete else self._listeners.interrupted)()
             if not complete:
                 self._lost.set()
 
@@ -152,8 +147,7 @@ class Announcements:
             self._heard[digest, revision] = None
             if len(self._heard) > _REMEMBERED:
                 del self._heard[next(iter(self._heard))]
-        for listener in tuple(self._listeners.values()):
-            _tell(partial(listener.changed, digest, revision))
+        self._listeners.changed(digest, revision)
 
     def spawn(self, run: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """Start a task that `aclose` waits for."""
@@ -201,11 +195,3 @@ class Announcements:
             self._restart = task.get_loop().call_later(
                 self._timeout / 4, self.start, context=contextvars.Context()
             )
-
-
-def _tell(method: Callable[[], None]) -> None:
-    """Call a method of a listener. An error in it must not end a subscription."""
-    try:
-        method()
-    except Exception:  # noqa: BLE001 - it is the application's, and it is logged
-        _log.exception("a listener of changes has failed")

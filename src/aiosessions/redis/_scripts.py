@@ -153,10 +153,7 @@ local function write(...)
       return 2
     end
   end
-  -- No cache has a copy of a session that did not exist.
-  if ARGV[1] ~= 'absent' or head ~= '' then
-    announce(KEYS[1], string.sub(record, 2, 17))
-  end
+  announce(KEYS[1], string.sub(record, 2, 17))
   if owner ~= '' then
     if not lease then
       -- The entry first, so that no error leaves a session without one.
@@ -247,7 +244,9 @@ DELETE: Final = Script(
 -- pcall: a value that is not a string cannot be read, but it can be deleted.
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 78)
 local dead = type(head) == 'string' and is_record(head) and is_dead(head, now(ARGV[1]))
-announce(KEYS[1], '')
+if head ~= '' then -- else anyone could make all processes hear of ids that never existed
+  announce(KEYS[1], '')
+end
 if redis.call('DEL', KEYS[1]) == 0 then
   return 0
 end

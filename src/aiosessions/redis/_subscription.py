@@ -2,8 +2,9 @@
 
 Invariants:
 
-- A subscription counts as confirmed until it is lost. A server that is silent for a `timeout`
-  counts as lost. PING makes sure that a working server is not silent.
+- A subscription counts as confirmed until it is lost. A server that answers no PING for a `timeout`
+  counts as lost. Messages are no sign of life: the buffer of the server may hold seconds of them,
+  and the answer comes after those.
 - A message that is not understood ends the subscription: it may have been an announcement.
 """
 
@@ -131,7 +132,7 @@ class Socket(Receiver):
 
     Attributes:
         ended: Gets the reason when the socket is lost.
-        silent: Whether nothing has arrived since this was set.
+        silent: Whether no answer to PING has arrived since this was set.
     """
 
     def __init__(self, follower: Follower) -> None:
@@ -154,7 +155,6 @@ class Socket(Receiver):
 
     def reply_received(self, reply: Any) -> None:
         """See `Receiver.reply_received`."""
-        self.silent = False
         if self.ended.done():
             return
         match reply:
@@ -163,6 +163,7 @@ class Socket(Receiver):
             case [b"subscribe", _, _]:
                 self._subscribed = True
             case b"PONG" | [b"pong", b""] if self._subscribed:
+                self.silent = False
                 self._follower.confirm()
             case ErrorReply():
                 self.end(reply)
