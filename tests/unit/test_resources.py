@@ -597,7 +597,7 @@ async def test_task_cancelled_before_its_first_step_is_replaced() -> None:
     async with World(near=False) as world:
         session = await _created(world)
         first = asyncio.create_task(_used(world, session.id))
-        while not world.resources.statistics().open:
+        while not world.resources.statistics().open:  # noqa: ASYNC110 - the turn matters
             await asyncio.sleep(0)
         for task in asyncio.all_tasks() - {first, asyncio.current_task()}:
             task.cancel()
