@@ -16,6 +16,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Protocol
 
+Run = Callable[[], Coroutine[Any, Any, None]]
+"""The function of a task."""
+
 
 class BackgroundTask(Protocol):
     """A task that was started by `spawn`."""
@@ -37,11 +40,7 @@ def _nothing() -> None:
     pass
 
 
-def spawn(
-    run: Callable[[], Coroutine[Any, Any, None]],
-    name: str,
-    ended: Callable[[], object] = _nothing,
-) -> BackgroundTask:
+def spawn(run: Run, name: str, ended: Callable[[], object] = _nothing) -> BackgroundTask:
     """Start a task on the event loop that runs.
 
     Args:
@@ -59,12 +58,7 @@ def spawn(
 
 
 class _AsyncioTask:
-    def __init__(
-        self,
-        run: Callable[[], Coroutine[Any, Any, None]],
-        name: str,
-        ended: Callable[[], object],
-    ) -> None:
+    def __init__(self, run: Run, name: str, ended: Callable[[], object]) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(run(), name=name, context=Context())
         if self._task.done():  # it was eager
@@ -89,12 +83,7 @@ class _AsyncioTask:
 
 
 class _TrioTask:
-    def __init__(
-        self,
-        run: Callable[[], Coroutine[Any, Any, None]],
-        name: str,
-        ended: Callable[[], object],
-    ) -> None:
+    def __init__(self, run: Run, name: str, ended: Callable[[], object]) -> None:
         import trio  # noqa: PLC0415 - optional, and loaded already: its event loop is running
 
         self._current_token = trio.lowlevel.current_trio_token
