@@ -16,6 +16,7 @@ from aiosessions import (
     JsonCodec,
     LocalStorage,
     MsgpackCodec,
+    NearCache,
     RedisStorage,
     Session,
     SessionError,
@@ -273,3 +274,10 @@ middleware = SessionMiddleware(
 )
 assert_type(middleware, SessionMiddleware[Cart])
 around: SessionMiddleware[Cart] = SessionMiddleware(middleware, SessionManager(local))
+
+
+def caches(storage: LocalStorage[Cart]) -> None:
+    """A cache has the data type of its storage, so mistakes in the data behind it are found."""
+    cache = NearCache(storage, max_staleness=30)
+    assert_type(cache, NearCache[Cart])
+    assert_type(SessionManager(cache), SessionManager[Cart])
